@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * tapgate.bpf.c: the entry points: the order of steps and nothing else. The
+ * packet flow, the maps and the verdicts are told in README.md beside it.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "compat.h"
+#include "copy.h"
+#include "deliver.h"
+#include "dmz.h"
+#include "generation.h"
+#include "maps.h"
+#include "skb.h"
+#include "tap.h"
+#include "verdict.h"
+#include "wire.h"
+
+char tg_license[] SEC("license") = "Dual BSD/GPL";
+
+/* A tapped interface, packets of its hosts: copied before anyone changes them. */
+SEC("tc")
+int tapgate_tap_in(struct __sk_buff *skb)
+{
+	const struct tg_member *m;
+	struct tg_packet p;
+	struct tg_wire w;
+	__u32 gen, slot;
+
+	tg_skb_parse(skb, &p);
+	tg_wire_of(&p, &w);
+	if (tg_is_copy(skb))
+		return tg_finish(0, TG_INGRESS, TG_PASS_OWN_COPY, &w.count);
+	gen = tg_generation();
+	m = tg_member(gen, skb->ifindex);
+	if (!m)
+		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &w.count);
+	slot = m->slot;
+	/* A veth peer in another namespace can leave anything here; from now on
+	 * it says which headers were copied. */
+	skb->tc_index = tg_header_tag(&p);
+	if (!m->ncopies)
+		return tg_finish(slot, TG_INGRESS, TG_PASS_NOT_TAPPED, &w.count);
+	tg_tap(skb, gen, m, 0, TG_INGRESS, &w);
+	return tg_finish(slot, TG_INGRESS, TG_PASS_TAPPED, &w.count);
+}
+
+/* A tapped interface, packets for its hosts: copied as the last step. */
+SEC("tc")
+int tapgate_tap_out(struct __sk_buff *skb)
+{
+	const struct tg_member *m, *from;
+	__u64 without = 0;
+	struct tg_packet p;
+	struct tg_wire w;
+	__u32 gen, slot;
+
+	tg_skb_parse(skb, &p);
+	tg_wire_of(&p, &w);
+	if (tg_is_copy(skb))
+		return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &w.count);
+	gen = tg_generation();
+	m = tg_member(gen, skb->ifindex);
+	if (!m)
+		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &w.count);
+	slot = m->slot;
+	if (!m->ncopies)
+		return tg_finish(slot, TG_EGRESS, TG_PASS_NOT_TAPPED, &w.count);
+	/* Routed here from an interface that the same mirror taps, with the same
+	 * headers: it has been copied there. */
+	if (skb->ingress_ifindex && skb->tc_index && skb->tc_index == tg_header_tag(&p)) {
+		from = tg_member(gen, skb->ingress_ifindex);
+		if (from)
+			without = from->mirrors & m->mirrors;
+		if (without)
+			tg_duplicate(slot);
+	}
+	tg_tap(skb, gen, m, without, TG_EGRESS, &w);
+	return tg_finish(slot, TG_EGRESS, TG_PASS_TAPPED, &w.count);
+}
+
+/* The sensor's side, outward: copies are finished for their target. */
+SEC("tc")
+int tapgate_dmz_out(struct __sk_buff *skb)
+{
+	struct tg_count seen = {.packets = 1, .bytes = skb->len};
+	const struct tg_member *m;
+	enum tg_reason reason;
+	__u32 slot = 0;
+
+	if (tg_is_copy(skb)) {
+		if (skb->cb[TG_CB_MAGIC] != TG_COPY_MAGIC)
+			return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &seen);
+		reason = tg_deliver(skb, &slot);
+		return tg_finish(slot, TG_EGRESS, reason, &seen);
+	}
+	m = tg_member(tg_generation(), skb->ifindex);
+	if (!m)
+		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &seen);
+	return tg_finish(m->slot, TG_EGRESS, TG_PASS_HOST, &seen);
+}
+
+/* The sensor's side, inward: nothing but the neighbour discovery of delivery. */
+SEC("tc")
+int tapgate_dmz_in(struct __sk_buff *skb)
+{
+	int to_us = skb->pkt_type == TG_HOST_PACKET;
+	const struct tg_member *m;
+	enum tg_reason reason;
+	struct tg_packet p;
+	struct tg_wire w;
+
+	tg_skb_parse(skb, &p);
+	tg_wire_of(&p, &w);
+	/* Learned even before the generation that needs it is in force. */
+	reason = tg_dmz(&p, skb->ifindex, to_us);
+	m = tg_member(tg_generation(), skb->ifindex);
+	if (!m || m->role != TG_ROLE_DMZ)
+		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &w.count);
+	return tg_finish(m->slot, TG_INGRESS, reason, &w.count);
+}
+
+/* Run by the loader (BPF_PROG_RUN) with cb = {0, generation << 16 | target}:
+ * asks for that target's next hop, so that it is known before its first copy. */
+SEC("tc")
+int tapgate_ask(struct __sk_buff *skb)
+{
+	__u32 gen = skb->cb[TG_CB_TARGET] >> 16, number = skb->cb[TG_CB_TARGET] & 0xffff;
+	const struct tg_target *t = tg_target(gen, number);
+
+	if (!t || (t->kind != TG_TARGET_VIA4 && t->kind != TG_TARGET_VIA6))
+		return TC_ACT_SHOT;
+	skb->mark = TG_COPY_MARK;
+	tg_ask(skb, t->ifindex, t->neigh, bpf_ktime_get_boot_ns());
+	return TC_ACT_UNSPEC;
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+const forceConfig = "do what is refused for your own good, as cutting off the SSH connection in use"
+
+func newApplyCommand(e *env, g *globals) *cobra.Command {
+	var file string
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE",
+		Short: "Put a configuration file in force",
+		Long: `Puts a configuration file in force: what is missing is created, what is no
+longer named is taken away, traffic is not interrupted. All or nothing.
+
+A file looks like this; zones named otherwise say "role: internal" and so on:
+
+  zones:
+    external: {interfaces: [eth0]}
+    internal: {interfaces: [eth3]}
+    dmz:      {interfaces: [eth2]}
+    mgmt:     {interfaces: [eth4]}
+  mirrors:
+    - name: ids
+      zones: [internal]
+      targets:
+        - {via: 192.168.4.2}            # next hop in the dmz
+        - {l2: eth2}                    # the frame as it is; optional: mac: ADDR`,
+		Example: `  tapgate apply -f /etc/tapgate/tapgate.yaml
+  generate-config | tapgate apply -f -`,
+		Args: cobra.NoArgs,
+		RunE: e.privileged(func(*cobra.Command, []string) error {
+			opt, err := g.options(force)
+			if err != nil {
+				return err
+			}
+			doc, err := e.readConfig(file)
+			if err != nil {
+				return err
+			}
+			return locate(e.change(func() (*loader.Result, error) {
+				return e.loader().Apply(opt, doc.Config)
+			}), doc.place)
+		}),
+	}
+	addFile(cmd, &file)
+	addForce(cmd, &force, forceConfig)
+	return cmd
+}
+
+func addFile(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVarP(file, "file", "f", "", "configuration `FILE`; - is standard input")
+	_ = cmd.MarkFlagFilename("file", "yaml", "yml")
+}
+
+// readConfig reads and parses a configuration file or standard input.
+func (e *env) readConfig(file string) (*document, error) {
+	var text []byte
+	var err error
+	switch file {
+	case "":
+		return nil, usagef("which configuration? -f FILE, or -f - for standard input")
+	case "-", "/dev/stdin":
+		file = "stdin"
+		text, err = io.ReadAll(io.LimitReader(e.stdin, maxConfig+1))
+	default:
+		text, err = readFile(file)
+	}
+	if err != nil {
+		var path *os.PathError
+		if errors.As(err, &path) {
+			err = path.Err
+		}
+		return nil, usagef("%s: %w", file, err)
+	}
+	return parseConfig(file, text)
+}
+
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxConfig+1))
+}

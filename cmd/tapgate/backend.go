@@ -1,0 +1,49 @@
+package main
+
+import "tapgate/loader"
+
+// gateway is what commands ask of an open loader.Gateway.
+type gateway interface {
+	Source() string
+	Apply(loader.Config) (*loader.Result, error)
+	Status() (*loader.Status, error)
+	Close() error
+}
+
+// backend is what commands ask of the loader.
+type backend interface {
+	Apply(loader.Options, loader.Config) (*loader.Result, error)
+	Open(loader.Options, loader.Mode) (gateway, error)
+	Check(loader.Options, *loader.Config) (*loader.Report, error)
+	Detach(loader.Options) (*loader.Result, error)
+}
+
+func (e *env) loader() backend {
+	if e.backend != nil {
+		return e.backend
+	}
+	return kernel{}
+}
+
+// kernel is the backend that works on the running system.
+type kernel struct{}
+
+func (kernel) Apply(opt loader.Options, cfg loader.Config) (*loader.Result, error) {
+	return loader.Apply(opt, cfg)
+}
+
+func (kernel) Open(opt loader.Options, mode loader.Mode) (gateway, error) {
+	g, err := loader.Open(opt, mode)
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func (kernel) Check(opt loader.Options, cfg *loader.Config) (*loader.Report, error) {
+	return loader.Check(opt, cfg)
+}
+
+func (kernel) Detach(opt loader.Options) (*loader.Result, error) {
+	return loader.Detach(opt)
+}

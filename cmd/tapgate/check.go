@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+func newCheckCommand(e *env, g *globals) *cobra.Command {
+	var file string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check [-f FILE]",
+		Short: "Say what this kernel, these interfaces and a configuration allow",
+		Long: `Says what this kernel can do, which interfaces can be tapped and, with -f, whether
+a configuration can be put in force here. Changes nothing.
+
+Exit code 2 if the configuration cannot be put in force, 1 if the kernel lacks
+what tapgate needs.`,
+		Example: `  tapgate check
+  tapgate check -f /etc/tapgate/tapgate.yaml`,
+		Args: cobra.NoArgs,
+		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
+			opt, err := g.options(false)
+			if err != nil {
+				return err
+			}
+			doc, cfg := &document{}, (*loader.Config)(nil)
+			if cmd.Flags().Changed("file") {
+				if doc, err = e.readConfig(file); err != nil {
+					return err
+				}
+				cfg = &doc.Config
+			}
+			report, err := e.loader().Check(opt, cfg)
+			if report == nil {
+				return locate(err, doc.place)
+			}
+			raw := errorLines(err)
+			err = locate(err, doc.place)
+			// The loader tells problems in both ways; here they get their line.
+			report.Problems = slices.DeleteFunc(report.Problems, func(p string) bool { return slices.Contains(raw, p) })
+			if asJSON {
+				report.Problems = append(report.Problems, errorLines(err)...)
+				return errors.Join(e.writeJSON(report), err)
+			}
+			return errors.Join(e.write(checkText(report, cfg != nil && err == nil && len(report.Problems) == 0)), err)
+		}),
+	}
+	addFile(cmd, &file)
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+// checkText shows a report. good says that there was a configuration and
+// nothing stands against it.
+func checkText(r *loader.Report, good bool) string {
+	parts := []string{facts("kernel", r.Kernel)}
+
+	var rows [][]string
+	for _, f := range r.Features {
+		have := yesNo(f.Have)
+		switch {
+		case f.Have:
+		case f.Needed:
+			have = "NO, needed"
+		}
+		rows = append(rows, []string{f.Name, f.Since, have, f.Use})
+		if !f.Have && f.Err != "" {
+			rows = append(rows, []string{"", "", "", "(" + f.Err + ")"})
+		}
+	}
+	if rows != nil {
+		parts = append(parts, columns("features", []string{"name", "since", "here", "use"}, rows))
+	}
+
+	rows = nil
+	for _, i := range r.Interfaces {
+		tap := "yes"
+		if !i.Tapable {
+			tap = "no: " + i.Why
+		}
+		zone := i.Zone
+		if zone == "" {
+			zone = "-"
+		}
+		rows = append(rows, []string{
+			i.Name, i.Type, zone, yesNo(i.Up), yesNo(i.Carrier), number(uint64(i.MTU)), strings.Join(i.Addresses, " "), tap,
+		})
+	}
+	if rows != nil {
+		parts = append(parts, columns("interfaces", []string{
+			"name", "type", "zone", "up", "carrier", ">mtu", "addresses", "can be tapped",
+		}, rows))
+	}
+	parts = append(parts, bullets("warnings", r.Warnings), bullets("problems", r.Problems))
+	if good {
+		parts = append(parts, "the configuration can be put in force\n")
+	}
+	return joinParts(parts)
+}

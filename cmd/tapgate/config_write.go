@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strings"
+
+	"tapgate/loader"
+)
+
+// formatConfig writes a configuration as parseConfig reads it. Comments of a
+// text it was read from are not known here and so lost.
+func formatConfig(cfg loader.Config) string {
+	var b strings.Builder
+	if len(cfg.Zones) > 0 {
+		b.WriteString("zones:\n")
+	}
+	for _, z := range cfg.Zones {
+		b.WriteString("  " + scalar(z.Name) + ": {")
+		if string(z.Role) != z.Name {
+			b.WriteString("role: " + scalar(string(z.Role)) + ", ")
+		}
+		b.WriteString("interfaces: " + scalars(z.Interfaces) + "}\n")
+	}
+	if len(cfg.Mirrors) > 0 {
+		b.WriteString("mirrors:\n")
+	}
+	for _, m := range cfg.Mirrors {
+		b.WriteString("  - name: " + scalar(m.Name) + "\n")
+		b.WriteString("    zones: " + scalars(m.Zones) + "\n")
+		b.WriteString("    targets:\n")
+		for _, t := range m.Targets {
+			b.WriteString("      - {" + targetYAML(t) + "}\n")
+		}
+	}
+	return b.String()
+}
+
+func targetYAML(t loader.Target) string {
+	switch {
+	case t.Via.IsValid():
+		return "via: " + scalar(t.Via.String())
+	case t.MAC != nil:
+		return "l2: " + scalar(t.L2) + ", mac: " + scalar(t.MAC.String())
+	default:
+		return "l2: " + scalar(t.L2)
+	}
+}
+
+// plainScalar is text that YAML reads as itself, in a flow mapping as well.
+var plainScalar = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.-]*|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+)$`)
+
+// yamlWords are plain text that some YAML reader takes for something else.
+var yamlWords = []string{"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+func scalar(s string) string {
+	if plainScalar.MatchString(s) && !slices.Contains(yamlWords, strings.ToLower(s)) {
+		return s
+	}
+	quoted, _ := json.Marshal(s) // a JSON string is a YAML string
+	return string(quoted)
+}
+
+func scalars(all []string) string {
+	quoted := make([]string, len(all))
+	for i, s := range all {
+		quoted[i] = scalar(s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

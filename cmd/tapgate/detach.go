@@ -1,0 +1,37 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+func newDetachCommand(e *env, g *globals) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "detach",
+		Short: "Take everything away",
+		Long: `Takes away every program, map and setting of tapgate in this network namespace.
+Nothing of others is touched. Where nothing is attached there is nothing to do,
+and that is no error, so that an interrupted detach can be run again.`,
+		Example: `  tapgate detach
+  tapgate detach --netns gw`,
+		Args: cobra.NoArgs,
+		RunE: e.privileged(func(*cobra.Command, []string) error {
+			opt, err := g.options(force)
+			if err != nil {
+				return err
+			}
+			err = e.change(func() (*loader.Result, error) { return e.loader().Detach(opt) })
+			if errors.Is(err, loader.ErrNotAttached) {
+				e.say("already so: %v", err)
+				return nil
+			}
+			return err
+		}),
+	}
+	addForce(cmd, &force, "also remove state that another version of tapgate made")
+	return cmd
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+
+	"tapgate/loader"
+)
+
+// fake is a backend that does what it is told and writes down what it was asked.
+type fake struct {
+	err        error // of every call
+	applyErr   error
+	result     *loader.Result
+	status     *loader.Status
+	report     *loader.Report
+	source     string
+	opened     loader.Mode
+	opt        loader.Options
+	cfg        *loader.Config
+	gatewayCfg *loader.Config
+	closed     int
+	calls      []string
+}
+
+func (f *fake) Apply(opt loader.Options, cfg loader.Config) (*loader.Result, error) {
+	f.calls = append(f.calls, "apply")
+	f.opt, f.cfg = opt, &cfg
+	return f.result, f.applyErr
+}
+
+func (f *fake) Open(opt loader.Options, mode loader.Mode) (gateway, error) {
+	f.calls = append(f.calls, "open")
+	f.opt, f.opened = opt, mode
+	if f.err != nil {
+		return nil, f.err
+	}
+	return fakeGateway{f}, nil
+}
+
+func (f *fake) Check(opt loader.Options, cfg *loader.Config) (*loader.Report, error) {
+	f.calls = append(f.calls, "check")
+	f.opt, f.cfg = opt, cfg
+	return f.report, f.err
+}
+
+func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
+	f.calls = append(f.calls, "detach")
+	f.opt = opt
+	return f.result, f.err
+}
+
+type fakeGateway struct{ *fake }
+
+func (g fakeGateway) Source() string { return g.source }
+
+func (g fakeGateway) Apply(cfg loader.Config) (*loader.Result, error) {
+	g.gatewayCfg = &cfg
+	return g.result, g.applyErr
+}
+
+func (g fakeGateway) Status() (*loader.Status, error) { return g.status, nil }
+
+func (g fakeGateway) Close() error {
+	g.closed++
+	return nil
+}
+
+// outcome is what a user sees of a command.
+type outcome struct {
+	stdout, stderr string
+	errs           string // the lines that main would print
+	code           int
+}
+
+func call(f *fake, stdin string, args ...string) outcome {
+	var stdout, stderr bytes.Buffer
+	e := &env{
+		stdin: strings.NewReader(stdin), stdout: &stdout, stderr: &stderr,
+		backend: f, missingCaps: func() []string { return nil },
+	}
+	err := run(e, args)
+	return outcome{stdout.String(), stderr.String(), strings.Join(errorLines(err), "\n"), exitCode(err)}
+}

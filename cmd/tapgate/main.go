@@ -1,0 +1,41 @@
+// Tapgate makes a Linux gateway show a sensor every packet of its inner
+// networks. See "tapgate help".
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// env is what a command meets of the outside world, so that tests can call
+// commands in process. Fields that are nil mean the real thing.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	backend     backend
+	missingCaps func() []string
+}
+
+func main() {
+	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	err := run(e, os.Args[1:])
+	for _, line := range errorLines(err) {
+		fmt.Fprintln(os.Stderr, "tapgate: "+line)
+	}
+	os.Exit(exitCode(err))
+}
+
+// run is the whole program but for printing the error and the exit code.
+func run(e *env, args []string) error {
+	started := false
+	root := newRootCommand(e, &started)
+	root.SetArgs(args)
+	err := root.Execute()
+	if err != nil && !started {
+		// Nothing of ours ran: what cobra says is about the command line.
+		return &usageError{err}
+	}
+	return err
+}

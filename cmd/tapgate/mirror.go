@@ -1,0 +1,234 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+func newMirrorCommand(e *env, g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "mirror",
+		Short: "List, add and delete mirrors while traffic runs",
+		Example: `  tapgate mirror list
+  tapgate mirror add ids --zone internal --via 192.168.4.2
+  tapgate mirror del ids`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			var names []string
+			for _, c := range cmd.Commands() {
+				names = append(names, c.Name())
+			}
+			if len(args) == 0 {
+				return usagef("mirror what? One of %s; see tapgate mirror --help", strings.Join(names, ", "))
+			}
+			return usagef("unknown command %q for mirror%s", args[0], didYouMean(args[0], names))
+		},
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	cmd.AddCommand(newMirrorAddCommand(e, g), newMirrorDelCommand(e, g), newMirrorListCommand(e, g))
+	return cmd
+}
+
+func newMirrorListCommand(e *env, g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "Show mirrors and what they copied",
+		Example: "  tapgate mirror list --json | jq '.[].copied.packets'",
+		Args:    cobra.NoArgs,
+		RunE: e.privileged(func(*cobra.Command, []string) error {
+			s, err := e.status(g)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return e.writeJSON(s.Mirrors)
+			}
+			if len(s.Mirrors) == 0 {
+				e.say("no mirrors; see tapgate mirror add --help")
+				return nil
+			}
+			return e.write(mirrorTable(s.Mirrors, g.verbose))
+		}),
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+// mirrorFlags are the flags of mirror add and del.
+type mirrorFlags struct {
+	zones        []string
+	via, l2, mac string
+	force        bool
+}
+
+func (f *mirrorFlags) addTarget(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.via, "via", "", "target: next hop `ADDR` in the dmz")
+	cmd.Flags().StringVar(&f.l2, "l2", "", "target: dmz interface `IF` that gets the frames as they are")
+	cmd.Flags().StringVar(&f.mac, "mac", "", "with --l2: destination `MAC` to write")
+}
+
+// target gives the target of the flags, or nil if none names one.
+func (f *mirrorFlags) target(cmd *cobra.Command) (*loader.Target, error) {
+	via, l2, mac := cmd.Flags().Changed("via"), cmd.Flags().Changed("l2"), cmd.Flags().Changed("mac")
+	var t loader.Target
+	var err error
+	switch {
+	case via && l2:
+		return nil, usagef("--via and --l2 are two targets: one at a time")
+	case mac && !l2:
+		return nil, usagef("--mac goes with --l2")
+	case via:
+		if t.Via, err = parseVia(f.via); err != nil {
+			return nil, usagef("--via: %w", err)
+		}
+	case l2:
+		if t.L2 = f.l2; t.L2 == "" {
+			return nil, usagef("--l2: the name of an interface is missing")
+		}
+		if mac {
+			if t.MAC, err = parseMAC(f.mac); err != nil {
+				return nil, usagef("--mac: %w", err)
+			}
+		}
+	default:
+		return nil, nil
+	}
+	return &t, nil
+}
+
+const commentsLost = `
+The change is made in the running configuration, not in a file; the next
+"tapgate apply" of a file replaces it. Comments of an applied file are lost
+from the copy that the kernel keeps.`
+
+func newMirrorAddCommand(e *env, g *globals) *cobra.Command {
+	f := &mirrorFlags{}
+	cmd := &cobra.Command{
+		Use:   "add NAME --zone Z[,Z] --via ADDR | --l2 IF [--mac MAC]",
+		Short: "Add a mirror, or a target to a mirror",
+		Long: `Adds a mirror, or another target to a mirror that exists: then --zone may be
+left out. Traffic and other copies go on.
+` + commentsLost,
+		Example: `  tapgate mirror add ids --zone internal --via 192.168.4.2
+  tapgate mirror add ids --l2 eth2 --mac 02:00:5e:00:53:01`,
+		Args: mirrorName,
+		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
+			target, err := f.target(cmd)
+			if err != nil {
+				return err
+			}
+			if target == nil {
+				return usagef("no target: --via ADDR, or --l2 IF")
+			}
+			return e.edit(g, args[0], f.force, func(cfg *loader.Config) (string, error) {
+				return addMirror(cfg, args[0], f.zones, *target)
+			})
+		}),
+	}
+	cmd.Flags().StringSliceVar(&f.zones, "zone", nil, "zones whose packets are copied: `Z[,Z]`")
+	f.addTarget(cmd)
+	cmd.Flags().SortFlags = false
+	addForce(cmd, &f.force, "also if packets may be larger than the sensor's MTU: those are skipped")
+	return cmd
+}
+
+func newMirrorDelCommand(e *env, g *globals) *cobra.Command {
+	f := &mirrorFlags{}
+	cmd := &cobra.Command{
+		Use:   "del NAME [--via ADDR | --l2 IF [--mac MAC]]",
+		Short: "Delete a mirror, or one of its targets",
+		Long: `Deletes a mirror or, with --via or --l2, one of its targets. What is not there
+counts as deleted. The last target of a mirror goes with the mirror only.
+` + commentsLost,
+		Example: `  tapgate mirror del ids --via 192.168.4.2
+  tapgate mirror del ids`,
+		Args: mirrorName,
+		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
+			target, err := f.target(cmd)
+			if err != nil {
+				return err
+			}
+			return e.edit(g, args[0], false, func(cfg *loader.Config) (string, error) {
+				return delMirror(cfg, args[0], target)
+			})
+		}),
+	}
+	f.addTarget(cmd)
+	cmd.Flags().SortFlags = false
+	return cmd
+}
+
+func mirrorName(_ *cobra.Command, args []string) error {
+	switch len(args) {
+	case 0:
+		return usagef("which mirror? Its NAME is missing")
+	case 1:
+		return nil
+	default:
+		return usagef("one NAME at a time, got %s", strings.Join(args, " "))
+	}
+}
+
+// edit changes the mirror called name in the running configuration. alter gives a note, and nothing is
+// done, where all is as asked already.
+func (e *env) edit(g *globals, name string, force bool, alter func(*loader.Config) (note string, err error)) (err error) {
+	opt, err := g.options(force)
+	if err != nil {
+		return err
+	}
+	gw, err := e.loader().Open(opt, loader.ReadWrite)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, gw.Close()) }()
+
+	doc, err := parseConfig("applied configuration", []byte(gw.Source()))
+	if err != nil {
+		// Not the fault of this command line, so not a usage error.
+		return fmt.Errorf("cannot be changed, only replaced with tapgate apply -f FILE: %v", err)
+	}
+	cfg := doc.Config
+	note, err := alter(&cfg)
+	if err != nil {
+		return err
+	}
+	if note != "" {
+		e.say("already so: %s", note)
+		return nil
+	}
+	cfg.Source = formatConfig(cfg)
+	return locate(e.change(func() (*loader.Result, error) { return gw.Apply(cfg) }), mirrorPlace(cfg, name))
+}
+
+// mirrorPlace names what a path into the changed configuration came from: the
+// flags for the mirror and target just added, else what was applied before.
+func mirrorPlace(cfg loader.Config, name string) func(path string) string {
+	i := slices.IndexFunc(cfg.Mirrors, func(m loader.Mirror) bool { return m.Name == name })
+	if i < 0 {
+		return func(path string) string { return "applied configuration: " + path }
+	}
+	mirror := fmt.Sprintf("mirrors[%d]", i)
+	target := fmt.Sprintf("%s.targets[%d]", mirror, len(cfg.Mirrors[i].Targets)-1)
+	return func(path string) string {
+		switch {
+		case path == target+".mac":
+			return "--mac"
+		case strings.HasPrefix(path, target) && cfg.Mirrors[i].Targets[len(cfg.Mirrors[i].Targets)-1].Via.IsValid():
+			return "--via"
+		case strings.HasPrefix(path, target):
+			return "--l2"
+		case strings.HasPrefix(path, mirror+".zones"):
+			return "--zone"
+		case path == mirror, path == mirror+".name":
+			return "mirror " + name
+		default:
+			return "applied configuration: " + path
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+// globals are the flags of every command.
+type globals struct {
+	netns       string
+	bpffs       string
+	verbose     bool
+	lockTimeout time.Duration
+	attachKind  attachKind
+}
+
+func newRootCommand(e *env, started *bool) *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "tapgate",
+		Short: "Show a sensor every packet that passes this gateway",
+		Long: `tapgate copies every packet of a gateway's internal interfaces, both directions
+and with inside addresses, to a sensor behind a dmz interface. It needs no
+daemon: the programs and all state are in the kernel.
+
+A configuration file says what shall be; "tapgate apply -f FILE" puts it in
+force, "tapgate status" shows it, "tapgate detach" takes everything away.
+
+Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
+3 not attached, 4 another tapgate is at work.`,
+		Example: `  tapgate demo
+  tapgate attach --internal eth3 --dmz eth2 --sensor 192.168.4.2
+  tapgate status`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetIn(e.stdin)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+
+	p := root.PersistentFlags()
+	p.StringVar(&g.netns, "netns", "", "gateway in this network namespace, a `NAME` under /run/netns or a path")
+	p.StringVar(&g.bpffs, "bpffs", loader.DefaultBPFFS, "mount point of the BPF filesystem")
+	p.BoolVarP(&g.verbose, "verbose", "v", false, "say more; verifier errors with the whole log")
+	p.DurationVar(&g.lockTimeout, "lock-timeout", 5*time.Second, "how long to wait for another tapgate")
+	p.Var(&g.attachKind, "attach-kind", "auto, tcx or clsact")
+	_ = p.MarkHidden("attach-kind")
+
+	root.AddCommand(
+		newApplyCommand(e, g),
+		newAttachCommand(e, g),
+		newCheckCommand(e, g),
+		newDemoCommand(e),
+		newDetachCommand(e, g),
+		newMirrorCommand(e, g),
+		newStatusCommand(e, g),
+		newVersionCommand(e),
+	)
+	markStarted(root, started)
+	return root
+}
+
+// markStarted tells run that a command line was understood: from then on errors
+// are not about usage unless they say so.
+func markStarted(c *cobra.Command, started *bool) {
+	if inner := c.RunE; inner != nil {
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			*started = true
+			return inner(cmd, args)
+		}
+	}
+	for _, sub := range c.Commands() {
+		markStarted(sub, started)
+	}
+}
+
+// options checks the global flags and turns them into the loader's.
+func (g *globals) options(force bool) (loader.Options, error) {
+	if g.lockTimeout <= 0 {
+		return loader.Options{}, usagef("--lock-timeout %v: must be above zero", g.lockTimeout)
+	}
+	if g.bpffs == "" {
+		return loader.Options{}, usagef("--bpffs: must not be empty")
+	}
+	if err := checkNetns(g.netns); err != nil {
+		return loader.Options{}, err
+	}
+	return loader.Options{
+		Netns:       g.netns,
+		BPFFS:       g.bpffs,
+		LockTimeout: g.lockTimeout,
+		Attach:      loader.AttachKind(g.attachKind),
+		Force:       force,
+		Verbose:     g.verbose,
+	}, nil
+}
+
+// netnsDir is where "ip netns" keeps its names.
+const netnsDir = "/run/netns"
+
+// checkNetns tells a mistyped namespace from everything else that can go wrong.
+func checkNetns(ns string) error {
+	path := ns
+	switch {
+	case ns == "":
+		return nil
+	case !strings.Contains(ns, "/"):
+		path = filepath.Join(netnsDir, ns)
+	}
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return usagef("--netns %s: %v", ns, err)
+	}
+	if path == ns {
+		return usagef("--netns %s: no such file", ns)
+	}
+	entries, _ := os.ReadDir(netnsDir)
+	if len(entries) == 0 {
+		return usagef("--netns %s: there is no named network namespace; a path works as well, as /proc/PID/ns/net", ns)
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return usagef("--netns %s: no such network namespace%s", ns, didYouMean(ns, names))
+}
+
+// attachKind is a flag value: auto, tcx or clsact.
+type attachKind loader.AttachKind
+
+func (k *attachKind) String() string {
+	if *k == attachKind(loader.AttachAuto) {
+		return "auto"
+	}
+	return string(*k)
+}
+
+func (k *attachKind) Set(s string) error {
+	switch s {
+	case "auto":
+		*k = attachKind(loader.AttachAuto)
+	case string(loader.AttachTCX), string(loader.AttachClsact):
+		*k = attachKind(s)
+	default:
+		return fmt.Errorf("must be auto, tcx or clsact")
+	}
+	return nil
+}
+
+func (k *attachKind) Type() string { return "kind" }

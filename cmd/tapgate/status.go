@@ -1,0 +1,255 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tapgate/loader"
+)
+
+func newStatusCommand(e *env, g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what is attached, what was copied and what is wrong",
+		Long: `Shows interfaces, mirrors, the links to sensors and problems. For each mirror and
+target, matched = copied + skipped. Copied means handed to the sensor's link;
+what the link refused or dropped after that stands beside it.
+
+With -v also per direction and why packets went as they did.`,
+		Example: `  tapgate status
+  tapgate status --netns gw --json | jq .mirrors`,
+		Args: cobra.NoArgs,
+		RunE: e.privileged(func(*cobra.Command, []string) error {
+			s, err := e.status(g)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return e.writeJSON(s)
+			}
+			return e.write(statusText(s, g.verbose))
+		}),
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+// status reads the gateway's status. Lists are never nil, so that JSON has [].
+func (e *env) status(g *globals) (s *loader.Status, err error) {
+	opt, err := g.options(false)
+	if err != nil {
+		return nil, err
+	}
+	gw, err := e.loader().Open(opt, loader.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, gw.Close()) }()
+	if s, err = gw.Status(); err != nil {
+		return nil, err
+	}
+	s.Members = orEmpty(s.Members)
+	s.Mirrors = orEmpty(s.Mirrors)
+	s.Links = orEmpty(s.Links)
+	s.Problems = orEmpty(s.Problems)
+	return s, nil
+}
+
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func statusText(s *loader.Status, verbose bool) string {
+	parts := []string{facts(
+		"namespace", s.Netns,
+		"state", s.State,
+		"generation", fmt.Sprintf("%d, change %d, applied %s", s.Slot, s.Serial, s.Applied),
+	)}
+	parts = append(parts, memberTable(s.Members))
+	if verbose {
+		parts = append(parts, reasonTable(s.Members))
+	}
+	parts = append(parts, mirrorTable(s.Mirrors, verbose), linkTable(s.Links), neighbourTable(s.Mirrors))
+	return joinParts(append(parts, bullets("problems", s.Problems)))
+}
+
+func memberTable(members []loader.MemberStatus) string {
+	var rows [][]string
+	for _, m := range members {
+		attached := m.Attached
+		if attached == "" {
+			attached = "-"
+		}
+		row := []string{m.Interface, m.Zone, string(m.Role), attached}
+		row = append(row, seen(m.Ingress)...)
+		row = append(row, seen(m.Egress)...)
+		rows = append(rows, append(row, dropped(m)))
+	}
+	if rows == nil {
+		return ""
+	}
+	return columns("interfaces", []string{
+		"name", "zone", "role", "attached", ">seen in", ">bytes", ">seen out", ">bytes", ">dropped",
+	}, rows)
+}
+
+func seen(d *loader.DirectionStatus) []string {
+	if d == nil {
+		return []string{"-", "-"}
+	}
+	return []string{number(d.Seen.Packets), size(d.Seen.Bytes)}
+}
+
+// dropped sums what our programs dropped on an interface: only ever copies, and
+// what came from the dmz.
+func dropped(m loader.MemberStatus) string {
+	if m.Ingress == nil && m.Egress == nil {
+		return "-"
+	}
+	var sum uint64
+	for _, d := range []*loader.DirectionStatus{m.Ingress, m.Egress} {
+		if d == nil {
+			continue
+		}
+		for reason, n := range d.Reasons {
+			if strings.HasPrefix(strings.ToLower(reason), "drop") {
+				sum += n
+			}
+		}
+	}
+	return number(sum)
+}
+
+func reasonTable(members []loader.MemberStatus) string {
+	var rows [][]string
+	for _, m := range members {
+		for _, d := range []struct {
+			name string
+			*loader.DirectionStatus
+		}{{"in", m.Ingress}, {"out", m.Egress}} {
+			if d.DirectionStatus == nil {
+				continue
+			}
+			for _, reason := range slices.Sorted(maps.Keys(d.Reasons)) {
+				rows = append(rows, []string{m.Interface, d.name, reason, number(d.Reasons[reason])})
+			}
+			if d.Duplicates > 0 {
+				rows = append(rows, []string{m.Interface, d.name, "(copied at another interface)", number(d.Duplicates)})
+			}
+		}
+	}
+	if rows == nil {
+		return ""
+	}
+	return columns("verdicts", []string{"interface", "direction", "reason", ">buffers"}, rows)
+}
+
+func mirrorTable(mirrors []loader.MirrorStatus, verbose bool) string {
+	var rows [][]string
+	add := func(name string, all, in, out loader.Ledger) {
+		rows = append(rows, ledgerRow(name, all))
+		if verbose {
+			rows = append(rows, ledgerRow("  from hosts", in), ledgerRow("  to hosts", out))
+		}
+	}
+	for _, m := range mirrors {
+		add(m.Name+" ("+strings.Join(m.Zones, ", ")+")", m.Ledger, m.Ingress, m.Egress)
+		for _, t := range m.Targets {
+			name := t.Target
+			if !strings.HasPrefix(name, "l2 ") && t.Interface != "" {
+				name += " on " + t.Interface
+			}
+			add("- "+name, t.Ledger, t.Ingress, t.Egress)
+		}
+	}
+	if rows == nil {
+		return ""
+	}
+	return columns("mirrors", []string{
+		"mirror, target", ">matched", ">bytes", ">copied", ">bytes", ">refused", ">skipped", "why",
+	}, rows)
+}
+
+func ledgerRow(name string, l loader.Ledger) []string {
+	var skipped uint64
+	var why []string
+	for _, reason := range slices.Sorted(maps.Keys(l.Skipped)) {
+		if n := l.Skipped[reason].Packets; n > 0 {
+			skipped += n
+			why = append(why, fmt.Sprintf("%s %d", reason, n))
+		}
+	}
+	return []string{
+		name,
+		number(l.Matched.Packets), size(l.Matched.Bytes),
+		number(l.Copied.Packets), size(l.Copied.Bytes),
+		number(l.Refused.Packets),
+		number(skipped), strings.Join(why, ", "),
+	}
+}
+
+func linkTable(links []loader.LinkStatus) string {
+	var rows [][]string
+	for _, l := range links {
+		rows = append(rows, []string{
+			l.Interface, yesNo(l.Up), yesNo(l.Carrier), strconv.Itoa(l.MTU),
+			number(l.TxPackets), number(l.TxDropped), number(l.QdiscDrops),
+		})
+	}
+	if rows == nil {
+		return ""
+	}
+	return columns("sensor links", []string{
+		"name", "up", "carrier", ">mtu", ">sent", ">dropped by device", ">by qdisc",
+	}, rows)
+}
+
+func neighbourTable(mirrors []loader.MirrorStatus) string {
+	var rows [][]string
+	known := map[string]bool{}
+	for _, m := range mirrors {
+		for _, t := range m.Targets {
+			n := t.Neighbour
+			key := t.Interface + " " + t.Target
+			if n == nil || known[key] {
+				continue
+			}
+			known[key] = true // targets of several mirrors share one next hop
+			mac, answer := n.MAC, "never"
+			if mac == "" {
+				mac = "-"
+			} else {
+				answer = fmt.Sprintf("%.0f s ago", n.Age)
+			}
+			rows = append(rows, []string{
+				strings.TrimPrefix(t.Target, "via "), t.Interface, n.State, mac, answer,
+				number(n.Asks), number(n.AsksRefused), number(n.Changes),
+			})
+		}
+	}
+	if rows == nil {
+		return ""
+	}
+	return columns("next hops", []string{
+		"address", "interface", "state", "mac", "answered", ">asked", ">refused", ">mac changes",
+	}, rows)
+}
+
+func number(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// layout is TG_LAYOUT of headers/abi.h, the version of the pinned state that the
+// loader in this binary understands.
+const layout = 1
+
+// versionInfo says which tapgate this is.
+type versionInfo struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"` // of the version control system
+	Time     string `json:"time,omitempty"`     // of the revision
+	Modified bool   `json:"modified"`           // built from changed files
+	Go       string `json:"go"`
+	Layout   int    `json:"layout"` // of the pinned state that it understands
+}
+
+func newVersionCommand(e *env) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Say which tapgate this is",
+		Example: "  tapgate version --json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			info, ok := debug.ReadBuildInfo()
+			if !ok {
+				info = &debug.BuildInfo{}
+			}
+			v := versionOf(info)
+			if asJSON {
+				return e.writeJSON(v)
+			}
+			return e.write(v.text())
+		},
+	}
+	addJSON(cmd, &asJSON)
+	return cmd
+}
+
+func versionOf(info *debug.BuildInfo) versionInfo {
+	v := versionInfo{Version: info.Main.Version, Go: info.GoVersion, Layout: layout}
+	if v.Version == "" {
+		v.Version = "(devel)"
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.Revision = s.Value
+		case "vcs.time":
+			v.Time = s.Value
+		case "vcs.modified":
+			v.Modified = s.Value == "true"
+		}
+	}
+	return v
+}
+
+func (v versionInfo) text() string {
+	pairs := []string{"tapgate", v.Version}
+	if v.Revision != "" {
+		revision := []string{v.Revision, v.Time}
+		if v.Modified {
+			revision = append(revision, "modified")
+		}
+		pairs = append(pairs, "revision", strings.Join(revision, " "))
+	}
+	return facts(append(pairs, "go", v.Go, "layout", number(uint64(v.Layout)))...)
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * verdict.h: the one exit. Every program ends in tg_finish, which counts why,
+ * and turns the reason into a code of TC.
+ */
+#ifndef TG_VERDICT_H
+#define TG_VERDICT_H
+
+#include <linux/pkt_cls.h>
+#include "abi.h"
+#include "maps.h"
+#include "wire.h"
+
+#define TG_DROPS                                                                                  \
+	(1u << TG_DROP_COPY_UNRESOLVED | 1u << TG_DROP_COPY_TOO_BIG | 1u << TG_DROP_COPY_FAILED | \
+	 1u << TG_DROP_NEIGHBOUR_LEARNED | 1u << TG_DROP_FROM_DMZ)
+
+/* Pass is "no opinion": TC_ACT_UNSPEC and TCX_NEXT are the same number, so
+ * programs and filters of others still run. TC_ACT_SHOT and TCX_DROP are, too. */
+static __always_inline int tg_code(enum tg_reason reason)
+{
+	return (TG_DROPS >> reason) & 1 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
+/* slot: of the interface's counters; 0 for an interface outside the generation. */
+static __always_inline int tg_finish(__u32 slot, enum tg_direction dir, enum tg_reason reason,
+				     const struct tg_count *seen)
+{
+	__u32 key = slot * TG_DIRECTIONS + dir;
+	struct tg_member_count *c = bpf_map_lookup_elem(&tg_seen, &key);
+
+	if (c) {
+		c->seen.packets += seen->packets;
+		c->seen.bytes += seen->bytes;
+		if (reason < TG_REASONS)
+			c->reasons[reason]++;
+	}
+	return tg_code(reason);
+}
+
+/* A mirror was passed over for a packet that it copied where it came in. */
+static __always_inline void tg_duplicate(__u32 slot)
+{
+	__u32 key = slot * TG_DIRECTIONS + TG_EGRESS;
+	struct tg_member_count *c = bpf_map_lookup_elem(&tg_seen, &key);
+
+	if (c)
+		c->duplicates++;
+}
+
+#endif

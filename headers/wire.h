@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * wire.h: what a packet is on the wire. A GSO packet stands for several frames,
+ * each with its own copy of the headers.
+ */
+#ifndef TG_WIRE_H
+#define TG_WIRE_H
+
+#include "abi.h"
+#include "packet.h"
+
+/* gso_size of SCTP: the segments are the fragments, of any size. */
+#define TG_GSO_BY_FRAGS 0xffff
+
+struct tg_wire {
+	struct tg_count count;
+	__u32 l3_len; /* of the largest frame, from the network header on: what an MTU limits */
+};
+
+/* Length of the headers that every segment repeats, or 0 if not known. A tunnel's
+ * inner headers are not looked at: bytes of GSO packets inside tunnels are too few. */
+static __always_inline __u32 tg_gso_headers(const struct tg_packet *p)
+{
+	const struct tcphdr *tcp;
+
+	if (!p->l4)
+		return 0;
+	switch (p->l4_proto) {
+	case IPPROTO_TCP:
+		tcp = tg_at(p, p->l4, sizeof(*tcp));
+		return tcp ? p->l4 + tcp->doff * 4 : 0;
+	case IPPROTO_UDP:
+		return p->l4 + 8;
+	case IPPROTO_SCTP:
+		return p->l4 + 12;
+	}
+	return 0;
+}
+
+/* Needs tg_parse. */
+static __always_inline void tg_wire_of(const struct tg_packet *p, struct tg_wire *w)
+{
+	__u32 headers, segs, payload;
+
+	w->count.packets = 1;
+	w->count.bytes = p->len + p->outer_tag * TG_VLAN_LEN;
+	w->l3_len = p->len - p->l3;
+	if (!p->gso_size)
+		return;
+
+	headers = tg_gso_headers(p);
+	segs = p->gso_segs;
+	if (p->gso_size != TG_GSO_BY_FRAGS) {
+		/* A guest's GSO packet from a tap device arrives with gso_segs 0. */
+		if (!segs && headers && p->len > headers) {
+			payload = p->len - headers;
+			segs = (payload + p->gso_size - 1) / p->gso_size;
+		}
+		if (headers > p->l3 && segs > 1)
+			w->l3_len = headers - p->l3 + p->gso_size;
+	}
+	if (segs > 1) {
+		w->count.packets = segs;
+		w->count.bytes += (__u64)(segs - 1) * (headers + p->outer_tag * TG_VLAN_LEN);
+	}
+}
+
+/* A tag for the addresses, protocol and ports of an IP packet, never 0; 0 for
+ * all else. Carried from ingress to egress it tells whether a packet still
+ * wears the headers it was copied with. */
+static __always_inline __u16 tg_header_tag(const struct tg_packet *p)
+{
+	__u64 h = p->l4_proto;
+	const __u32 *ports;
+	__u16 tag;
+	int i;
+
+	if (!p->l4)
+		return 0;
+	if (p->l3_proto == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = tg_at(p, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return 0;
+		h ^= (__u64)ip->saddr << 32 | ip->daddr;
+	} else {
+		const struct ipv6hdr *ip = tg_at(p, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return 0;
+		for (i = 0; i < 4; i++) {
+			h = (h ^ ip->saddr.in6_u.u6_addr32[i]) * 0x9e3779b97f4a7c15ULL;
+			h = (h ^ ip->daddr.in6_u.u6_addr32[i]) * 0x9e3779b97f4a7c15ULL;
+			h ^= h >> 29;
+		}
+	}
+	h *= 0x9e3779b97f4a7c15ULL;
+	h ^= h >> 32;
+	if (!p->fragment && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP)) {
+		ports = tg_at(p, p->l4, sizeof(*ports));
+		if (ports)
+			h ^= *ports;
+	}
+	h *= 0xbf58476d1ce4e5b9ULL;
+	tag = h >> 48;
+	return tag ? tag : 1;
+}
+
+#endif

@@ -1,0 +1,296 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// Apply puts cfg in force in the namespace of opt, creating what is missing.
+// Either all of cfg is in force afterwards or what was before still is.
+// Problems of cfg are *ConfigError, several of them joined.
+func Apply(opt Options, cfg Config) (*Result, error) {
+	// Told before anything is created.
+	if err := precheck(opt, cfg); err != nil {
+		return nil, err
+	}
+	g, err := openOrCreate(opt)
+	if err != nil {
+		return nil, err
+	}
+	fresh := g.active.Serial == 0
+	res, err := g.Apply(cfg)
+	if err != nil && fresh {
+		err = errors.Join(err, g.discard())
+	}
+	err = errors.Join(err, g.Close())
+	if err != nil && fresh {
+		err = errors.Join(err, sweep(opt))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+func precheck(opt Options, cfg Config) error {
+	ns, err := openNamespace(opt.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	return ns.do(func() error {
+		_, err := judge(opt, ns, cfg)
+		return err
+	})
+}
+
+// judge says what cfg means on this machine, or why it cannot be.
+func judge(opt Options, ns *namespace, cfg Config) (*resolved, error) {
+	res, err := resolve(cfg, opt.Force)
+	if err != nil {
+		return nil, err
+	}
+	if !opt.Force {
+		if err := sshCutOff(cfg, ns); err != nil {
+			return nil, err
+		}
+	}
+	return res, nil
+}
+
+// Apply puts cfg in force. The steps are such that the process may be killed
+// after any of them: before the control word is written the old configuration
+// is in force and afterwards the new one, and converge clears up behind both.
+func (g *Gateway) Apply(cfg Config) (result *Result, err error) {
+	err = g.ns.do(func() error {
+		result, err = g.apply(cfg)
+		return err
+	})
+	return result, err
+}
+
+func (g *Gateway) apply(cfg Config) (*Result, error) {
+	res, err := judge(g.opt, g.ns, cfg)
+	if err != nil {
+		return nil, err
+	}
+	result := &Result{Warnings: res.warnings}
+	if result.Changes, err = g.converge(); err != nil {
+		return nil, err
+	}
+	p, err := makePlan(&g.active, res, cfg.Source)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.prepare(p, res); err != nil {
+		// What was prepared goes; what was in force was not touched.
+		_, undo := g.converge()
+		return nil, errors.Join(err, undo)
+	}
+	result.Warnings = append(result.Warnings, g.resolveNexthops(p)...)
+	if err := g.commit(p); err != nil {
+		_, undo := g.converge()
+		return nil, errors.Join(err, undo)
+	}
+	result.Changes = append(result.Changes, describe(p)...)
+	if _, err := g.converge(); err != nil {
+		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
+	}
+	return result, nil
+}
+
+// prepare does all that packets do not see yet.
+func (g *Gateway) prepare(p *plan, res *resolved) error {
+	if err := g.fillIdle(p); err != nil {
+		return err
+	}
+	kind := attachKindFor(g.opt.Attach)
+	if err := g.noteIntentions(p, res, kind); err != nil {
+		return err
+	}
+	for _, m := range res.members {
+		if m.role != RoleDMZ {
+			continue
+		}
+		if err := setFeatures(m.name, g.journal.offloads(m.index), false); err != nil {
+			return fmt.Errorf("switch checksum offload of %s off, so that the sensor gets whole frames: %w", m.name, err)
+		}
+	}
+	// Delivery before the taps that rely on it.
+	members := slices.Clone(p.record.Members)
+	slices.SortStableFunc(members, func(a, b memberRecord) int { return dmzFirst(a) - dmzFirst(b) })
+	for _, m := range members {
+		if err := g.attachMember(m, kind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dmzFirst(m memberRecord) int {
+	if m.Role == RoleDMZ {
+		return 0
+	}
+	return 1
+}
+
+// noteIntentions writes into the journal what prepare is about to change.
+func (g *Gateway) noteIntentions(p *plan, res *resolved, kind AttachKind) error {
+	for _, m := range p.record.Members {
+		if len(m.Programs) == 0 {
+			continue
+		}
+		t := touched{Interface: m.Interface, Ifindex: m.Ifindex, MAC: m.MAC}
+		g.journal.Touched = addTouched(g.journal.Touched, t)
+		if kind == AttachClsact {
+			have, err := ingressQdisc(m.Ifindex)
+			if err != nil {
+				return err
+			}
+			if have == "" {
+				g.journal.Qdiscs = addTouched(g.journal.Qdiscs, t)
+			}
+		}
+	}
+	for _, m := range res.members {
+		if m.role != RoleDMZ {
+			continue
+		}
+		on, err := txChecksumFeatures(m.name)
+		if err != nil {
+			return err
+		}
+		g.journal.addOffloads(touched{Interface: m.name, Ifindex: m.index, MAC: m.mac.String()}, on)
+	}
+	return g.writeJournal()
+}
+
+func (g *Gateway) attachMember(m memberRecord, kind AttachKind) error {
+	if len(m.Programs) == 0 {
+		return nil
+	}
+	if err := os.MkdirAll(g.linkDir(m.Ifindex), 0o700); err != nil {
+		return fmt.Errorf("create state: %w", err)
+	}
+	for _, name := range m.Programs {
+		h := hookOf(name, m.Ifindex, m.Interface)
+		if _, err := attachProgram(g.programs[name], name, h, kind, g.linkDir(m.Ifindex)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillIdle makes the maps of the new generation and puts them into the slot
+// that is not in force. The update of an outer map waits for programs that may
+// still read the old inner map, so counters of free numbers are at rest then.
+func (g *Gateway) fillIdle(p *plan) error {
+	spec, err := loadTapgate()
+	if err != nil {
+		return err
+	}
+	idle := 1 - g.slot
+	members, err := ebpf.NewMap(spec.Maps[tapgateMapTgMembers].InnerMap)
+	if err != nil {
+		return fmt.Errorf("make the map of interfaces: %w", err)
+	}
+	defer members.Close()
+	for ifindex, m := range p.members {
+		if err := members.Put(ifindex, m); err != nil {
+			return fmt.Errorf("fill the map of interfaces: %w", err)
+		}
+	}
+	targets, err := ebpf.NewMap(spec.Maps[tapgateMapTgTargets].InnerMap)
+	if err != nil {
+		return fmt.Errorf("make the map of targets: %w", err)
+	}
+	defer targets.Close()
+	for number, t := range p.targets {
+		if err := targets.Put(number, t); err != nil {
+			return fmt.Errorf("fill the map of targets: %w", err)
+		}
+	}
+	if err := g.maps[tapgateMapTgMembers].Put(idle, members); err != nil {
+		return fmt.Errorf("fill generation %d: %w", idle, err)
+	}
+	if err := g.maps[tapgateMapTgTargets].Put(idle, targets); err != nil {
+		return fmt.Errorf("fill generation %d: %w", idle, err)
+	}
+	if err := g.clearCounters(p); err != nil {
+		return err
+	}
+	for key, hop := range p.nexthops {
+		if err := g.maps[tapgateMapTgNexthops].Put(key, hop); err != nil {
+			return fmt.Errorf("fill the map of next hops: %w", err)
+		}
+	}
+	return nil
+}
+
+// commit writes the record of the new generation and then the control word:
+// the one store that is the change.
+func (g *Gateway) commit(p *plan) error {
+	idle := 1 - g.slot
+	if err := writeRecord(g.maps[tapgateMapTgRecords], idle, p.record); err != nil {
+		return err
+	}
+	word := uint64(idle) | uint64(g.slot)<<1
+	if err := g.maps[tapgateMapTgControl].Put(uint32(0), word); err != nil {
+		return fmt.Errorf("put generation %d in force: %w", idle, err)
+	}
+	g.slot, g.active = idle, p.record
+	return nil
+}
+
+func describe(p *plan) []string {
+	var lines []string
+	for _, m := range p.record.Members {
+		if len(m.Programs) > 0 {
+			lines = append(lines, fmt.Sprintf("interface %s: zone %s, role %s", m.Interface, m.Zone, m.Role))
+		}
+	}
+	for _, m := range p.record.Mirrors {
+		for _, t := range m.Targets {
+			lines = append(lines, fmt.Sprintf("mirror %s: %s (%s)", m.Name, t.Target, t.Interface))
+		}
+	}
+	return lines
+}
+
+func addTouched(list []touched, t touched) []touched {
+	if slices.Contains(list, t) {
+		return list
+	}
+	return append(list, t)
+}
+
+// offloads are the features of an interface that we switch off.
+func (j *journal) offloads(ifindex int) []string {
+	for _, o := range j.Offloads {
+		if o.Ifindex == ifindex {
+			return o.Features
+		}
+	}
+	return nil
+}
+
+// addOffloads adds what is on now to what was on before.
+func (j *journal) addOffloads(t touched, on []string) {
+	for i, o := range j.Offloads {
+		if o.touched == t {
+			for _, f := range on {
+				if !slices.Contains(o.Features, f) {
+					j.Offloads[i].Features = append(j.Offloads[i].Features, f)
+				}
+			}
+			return
+		}
+	}
+	if len(on) > 0 {
+		j.Offloads = append(j.Offloads, offloadEntry{touched: t, Features: on})
+	}
+}

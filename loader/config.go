@@ -1,0 +1,60 @@
+package loader
+
+import (
+	"net"
+	"net/netip"
+)
+
+// Role says how a zone behaves.
+type Role string
+
+// The roles of zones.
+const (
+	RoleExternal Role = "external"
+	RoleInternal Role = "internal"
+	RoleDMZ      Role = "dmz"
+	RoleMgmt     Role = "mgmt"
+)
+
+// Config is what a gateway shall do. Order is kept, and names are unique.
+type Config struct {
+	Zones   []Zone
+	Mirrors []Mirror
+	// Source is the text that the configuration came from. It is kept in the
+	// kernel with the state and given back by Gateway.Source; the loader
+	// does not look into it.
+	Source string
+}
+
+// Zone is a named set of interfaces that share a role.
+type Zone struct {
+	Name       string
+	Role       Role
+	Interfaces []string // names, as in "ip link"
+}
+
+// Mirror copies every packet of its zones, both directions, to each target.
+type Mirror struct {
+	Name    string
+	Zones   []string
+	Targets []Target
+}
+
+// Target is one place that copies go to: exactly one of Via and L2 is set.
+type Target struct {
+	Via netip.Addr       // next hop on a dmz interface, IPv4 or IPv6
+	L2  string           // dmz interface that gets the frame as it is
+	MAC net.HardwareAddr // with L2: destination MAC to write, or nil
+}
+
+// String is how people and status name the target: "via 192.168.4.2",
+// "l2 eth2" or "l2 eth2 mac 02:00:00:00:00:01".
+func (t Target) String() string {
+	switch {
+	case t.Via.IsValid():
+		return "via " + t.Via.String()
+	case t.MAC != nil:
+		return "l2 " + t.L2 + " mac " + t.MAC.String()
+	}
+	return "l2 " + t.L2
+}

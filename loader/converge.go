@@ -1,0 +1,202 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+)
+
+// converge takes away what the generation in force does not need: programs,
+// qdiscs, offload settings and next hops that an earlier change left, finished
+// or not. It runs before and after each change, and may itself be cut short.
+func (g *Gateway) converge() (changes []string, err error) {
+	wanted := map[int][]string{}
+	dmz := map[int]bool{}
+	for _, m := range g.active.Members {
+		wanted[m.Ifindex] = m.Programs
+		dmz[m.Ifindex] = m.Role == RoleDMZ
+	}
+	changes, err = g.dropPrograms(wanted)
+	errs := []error{err}
+	errs = append(errs, g.dropQdiscs(wanted), g.restoreOffloads(dmz), g.dropNexthops())
+
+	before := len(g.journal.Touched) + len(g.journal.Qdiscs) + len(g.journal.Offloads)
+	if errors.Join(errs...) == nil {
+		keep := func(t touched) bool { return len(wanted[t.Ifindex]) > 0 }
+		g.journal.Touched = keepIf(g.journal.Touched, keep)
+		g.journal.Qdiscs = keepIf(g.journal.Qdiscs, func(t touched) bool {
+			have, err := ingressQdisc(t.Ifindex)
+			return err == nil && have != "" && t.link() != nil && keep(t)
+		})
+		g.journal.Offloads = keepIf(g.journal.Offloads, func(o offloadEntry) bool { return dmz[o.Ifindex] })
+		if len(g.journal.Touched)+len(g.journal.Qdiscs)+len(g.journal.Offloads) != before {
+			errs = append(errs, g.writeJournal())
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+func keepIf[T any](list []T, keep func(T) bool) []T {
+	return slices.DeleteFunc(list, func(t T) bool { return !keep(t) })
+}
+
+// dropPrograms detaches programs from interfaces that do not want them, and
+// from those that were moved to another namespace with our program on them.
+func (g *Gateway) dropPrograms(wanted map[int][]string) (changes []string, err error) {
+	pins, err := listLinkPins(g.dir)
+	errs := []error{err}
+	for _, pin := range pins {
+		h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
+		if !slices.Contains(wanted[pin.ifindex], pin.program) {
+			errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
+			continue
+		}
+		moved, err := movedAway(pin.program, g.linkDir(pin.ifindex), h)
+		if err != nil {
+			errs = append(errs, err)
+		} else if moved {
+			changes = append(changes, fmt.Sprintf("interface %s was moved to another network namespace: %s detached from it", h.ifname, pin.program))
+			errs = append(errs, removeTCX(filepath.Join(g.linkDir(pin.ifindex), pin.program)))
+		}
+	}
+	for _, t := range g.journal.Touched {
+		for _, program := range slices.Concat(tapPrograms, dmzPrograms) {
+			if !slices.Contains(wanted[t.Ifindex], program) {
+				errs = append(errs, removeFilters(program, hookOf(program, t.Ifindex, t.Interface)))
+			}
+		}
+	}
+	dirs, err := os.ReadDir(filepath.Join(g.dir, linksDir))
+	errs = append(errs, err)
+	for _, d := range dirs {
+		if n, err := strconv.Atoi(d.Name()); err == nil && len(wanted[n]) == 0 {
+			err := os.Remove(filepath.Join(g.dir, linksDir, d.Name()))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+func (g *Gateway) nameOf(ifindex int) string {
+	for _, m := range g.active.Members {
+		if m.Ifindex == ifindex {
+			return m.Interface
+		}
+	}
+	for _, t := range g.journal.Touched {
+		if t.Ifindex == ifindex {
+			return t.Interface
+		}
+	}
+	return "index " + strconv.Itoa(ifindex)
+}
+
+// dropQdiscs removes clsact where we added it and nobody uses it.
+func (g *Gateway) dropQdiscs(wanted map[int][]string) error {
+	var errs []error
+	for _, t := range g.journal.Qdiscs {
+		if len(wanted[t.Ifindex]) > 0 && attachKindFor(g.opt.Attach) == AttachClsact {
+			continue
+		}
+		if l := t.link(); l != nil {
+			errs = append(errs, removeClsact(t.Ifindex))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// restoreOffloads switches on again what we switched off and is still off.
+func (g *Gateway) restoreOffloads(dmz map[int]bool) error {
+	var errs []error
+	for _, o := range g.journal.Offloads {
+		if dmz[o.Ifindex] {
+			continue
+		}
+		if l := o.link(); l != nil {
+			errs = append(errs, setFeatures(l.Attrs().Name, o.Features, true))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// link finds the interface, under whatever name it has now; nil if it is gone
+// or its index belongs to another one.
+func (t touched) link() netlink.Link {
+	l, err := netlink.LinkByIndex(t.Ifindex)
+	if err != nil {
+		return nil
+	}
+	if l.Attrs().Name != t.Interface && l.Attrs().HardwareAddr.String() != t.MAC {
+		return nil
+	}
+	return l
+}
+
+// dropNexthops forgets addresses that no target of the generation in force needs.
+func (g *Gateway) dropNexthops() error {
+	targets, err := g.targetsInForce()
+	if err != nil {
+		return err
+	}
+	hops := g.maps[tapgateMapTgNexthops]
+	var key tapgateTgNexthopKey
+	var hop tapgateTgNexthop
+	var stale []tapgateTgNexthopKey
+	for it := hops.Iterate(); it.Next(&key, &hop); {
+		if !g.needsNexthop(key, hop, targets) {
+			stale = append(stale, key)
+		}
+	}
+	for _, key := range stale {
+		if err := hops.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget a next hop: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *Gateway) needsNexthop(key tapgateTgNexthopKey, hop tapgateTgNexthop, targets []tapgateTgTarget) bool {
+	for _, t := range targets {
+		if hop.Kind == tapgateTgNexthopKindTG_NEXTHOP_SENSOR && t.Ifindex == key.Ifindex &&
+			t.Nexthop == key.Address && t.Neigh == hop.Neigh {
+			return true
+		}
+	}
+	if hop.Kind != tapgateTgNexthopKindTG_NEXTHOP_OURS {
+		return false
+	}
+	return slices.ContainsFunc(g.active.Members, func(m memberRecord) bool {
+		return m.Role == RoleDMZ && uint32(m.Ifindex) == key.Ifindex
+	})
+}
+
+func (g *Gateway) targetsInForce() ([]tapgateTgTarget, error) {
+	var inner *ebpf.Map
+	if err := g.maps[tapgateMapTgTargets].Lookup(g.slot, &inner); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("read the targets in force: %w", err)
+	}
+	defer inner.Close()
+	var targets []tapgateTgTarget
+	for _, m := range g.active.Mirrors {
+		for _, r := range m.Targets {
+			var t tapgateTgTarget
+			if err := inner.Lookup(r.Number, &t); err != nil {
+				return nil, fmt.Errorf("read target %d: %w", r.Number, err)
+			}
+			targets = append(targets, t)
+		}
+	}
+	return targets, nil
+}

@@ -1,0 +1,221 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// Gateway is the state of one network namespace, opened and locked. All of it
+// is in the kernel: a process that ends, however it ends, takes nothing along.
+type Gateway struct {
+	opt      Options
+	ns       *namespace
+	dir      string
+	lock     *dirLock
+	maps     map[string]*ebpf.Map
+	programs map[string]*ebpf.Program
+	slot     uint32 // generation in force
+	active   record // its record
+	journal  journal
+}
+
+// Result is what a change did, for people.
+type Result struct {
+	Changes  []string `json:"changes"`
+	Warnings []string `json:"warnings"`
+}
+
+// Open opens the gateway of a namespace and locks it until Close: shared with
+// other readers, or for this writer alone. ErrNotAttached if there is none,
+// ErrBusy if the lock is held for too long, ErrState if this binary does not
+// understand what is pinned.
+func Open(opt Options, mode Mode) (*Gateway, error) {
+	ns, err := openNamespace(opt.Netns)
+	if err != nil {
+		return nil, err
+	}
+	dir := opt.stateDir(ns)
+	lock, err := lockDir(dir, mode == ReadWrite, opt.lockTimeout())
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: no state in %s; put a configuration in force with \"tapgate apply\" or \"tapgate attach\"", ErrNotAttached, dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ns.close())
+	}
+	g, err := openLocked(opt, ns, dir, lock)
+	if err != nil {
+		return nil, err
+	}
+	err = g.mine()
+	if err == nil && g.active.Serial == 0 {
+		err = fmt.Errorf("%w: an apply was cut short before it took effect; apply again, or \"tapgate detach\"", ErrNotAttached)
+	}
+	if err == nil && mode == ReadWrite {
+		err = sameBuild(g.programs)
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// openLocked takes over ns and lock, also when it fails.
+func openLocked(opt Options, ns *namespace, dir string, lock *dirLock) (*Gateway, error) {
+	g := &Gateway{opt: opt, ns: ns, dir: dir, lock: lock}
+	var err error
+	g.maps, g.programs, err = openPins(dir)
+	if err == nil {
+		err = g.readRecords()
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// openOrCreate is Open for a writer that makes what is missing; state that is
+// nobody's is cleared away first.
+func openOrCreate(opt Options) (*Gateway, error) {
+	ns, err := openNamespace(opt.Netns)
+	if err != nil {
+		return nil, err
+	}
+	g, err := lockOrCreate(opt, ns)
+	if err != nil {
+		return nil, errors.Join(err, ns.close())
+	}
+	if err := g.mine(); err != nil {
+		if !errors.Is(err, ErrNotAttached) {
+			return nil, errors.Join(err, g.Close())
+		}
+		if err := g.discard(); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+		if err := g.Close(); err != nil {
+			return nil, err
+		}
+		return openOrCreate(opt)
+	}
+	if err := sameBuild(g.programs); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+func lockOrCreate(opt Options, ns *namespace) (*Gateway, error) {
+	dir := opt.stateDir(ns)
+	for {
+		lock, err := lockDir(dir, true, opt.lockTimeout())
+		if err == nil {
+			return openLocked(opt, ns, dir, lock)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		lock, err = create(opt, ns, dir)
+		if err != nil {
+			return nil, err
+		}
+		if lock != nil {
+			return openLocked(opt, ns, dir, lock)
+		}
+	}
+}
+
+// create makes the state under the lock of the folder above, and returns it
+// locked, or nil if somebody else was faster.
+func create(opt Options, ns *namespace, dir string) (lock *dirLock, err error) {
+	if err := ensureBPFFS(opt.bpffs()); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(opt.root(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("create state: %w", err)
+	}
+	root, err := lockDir(opt.root(), true, opt.lockTimeout())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // a detach removed it meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.unlock()
+	if pathExists(dir) {
+		return nil, nil
+	}
+	if _, err := removeLeftovers(dir); err != nil {
+		return nil, fmt.Errorf("clear away what an earlier run left: %w", err)
+	}
+	err = ns.do(func() error {
+		if err := missing(ProbeFeatures()); err != nil {
+			return err
+		}
+		lock, err = loadInto(dir, ns, opt.Verbose)
+		return err
+	})
+	return lock, err
+}
+
+func (g *Gateway) readRecords() error {
+	var word uint64
+	if err := g.maps[tapgateMapTgControl].Lookup(uint32(0), &word); err != nil {
+		return fmt.Errorf("read which generation is in force: %w", err)
+	}
+	g.slot = uint32(word & 1)
+	records := g.maps[tapgateMapTgRecords]
+	g.active, g.journal = record{}, journal{}
+	if err := readRecord(records, g.slot, &g.active); err != nil {
+		return err
+	}
+	return readRecord(records, journalKey, &g.journal)
+}
+
+func (g *Gateway) writeJournal() error {
+	return writeRecord(g.maps[tapgateMapTgRecords], journalKey, g.journal)
+}
+
+// mine says whether the state belongs to this namespace: the inode that the
+// folder is named by is used again as soon as a namespace is gone.
+func (g *Gateway) mine() error {
+	gone := fmt.Errorf("%w: the state in %s is left over from a network namespace that is gone; the next apply removes it", ErrNotAttached, g.dir)
+	if g.journal.Cookie != 0 && g.ns.cookie != 0 {
+		if g.journal.Cookie != g.ns.cookie {
+			return gone
+		}
+		return nil
+	}
+	if g.active.Serial == 0 {
+		return nil // nothing was attached, so nothing can be mistaken
+	}
+	alive := false
+	err := g.ns.do(func() error {
+		for _, m := range g.active.Members {
+			for _, program := range m.Programs {
+				kind, _, _, err := attachedKind(program, hookOf(program, m.Ifindex, m.Interface), g.linkDir(m.Ifindex))
+				alive = alive || err == nil && kind != ""
+			}
+		}
+		return nil
+	})
+	if err == nil && !alive {
+		return gone
+	}
+	return err
+}
+
+func (g *Gateway) linkDir(ifindex int) string {
+	return filepath.Join(g.dir, linksDir, fmt.Sprint(ifindex))
+}
+
+// Source returns the text of the configuration in force, as it was given in Config.
+func (g *Gateway) Source() string { return g.active.Source }
+
+// Close lets go of the lock. What is in force stays in force.
+func (g *Gateway) Close() error {
+	closePins(g.maps, g.programs)
+	return errors.Join(g.lock.unlock(), g.ns.close())
+}

@@ -1,0 +1,90 @@
+package loader
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Of headers/neigh.h.
+const (
+	neighUnansweredMax = 5
+	macValid           = 1 << 48
+)
+
+// askWait is how long an apply waits for next hops to answer. Copies to one
+// that does not are skipped as unresolved, and asking goes on without us.
+const askWait = 500 * time.Millisecond
+
+// resolveNexthops asks for the next hops of a generation that is not in force
+// yet, so that its first copies are delivered. It returns warnings only.
+func (g *Gateway) resolveNexthops(p *plan) (warnings []string) {
+	waiting := map[uint32]neighRecord{}
+	for _, n := range p.record.Neighs {
+		waiting[n.Number] = n
+	}
+	for number, t := range p.targets {
+		if _, ok := waiting[t.Neigh]; ok && t.Kind != tapgateTgTargetKindTG_TARGET_L2 && t.Kind != tapgateTgTargetKindTG_TARGET_L2MAC {
+			if err := g.ask(1-g.slot, number); err != nil {
+				warnings = append(warnings, err.Error())
+			}
+		}
+	}
+	for end := time.Now().Add(askWait); len(waiting) > 0 && time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		for number := range waiting {
+			var n tapgateTgNeigh
+			if err := g.maps[tapgateMapTgNeighs].Lookup(number, &n); err != nil || n.Mac&macValid != 0 {
+				delete(waiting, number)
+			}
+		}
+	}
+	for _, n := range waiting {
+		warnings = append(warnings, fmt.Sprintf("next hop %s does not answer yet: copies to it are skipped as unresolved until it does", n.Address))
+	}
+	return warnings
+}
+
+// ask makes the data plane ask for a target's next hop.
+func (g *Gateway) ask(generation, number uint32) error {
+	// struct __sk_buff as far as cb; all but cb stays zero.
+	const cb, size = 48, 68
+	ctx := make([]byte, size)
+	binary.NativeEndian.PutUint32(ctx[cb+4:], generation<<16|number)
+	frame := make([]byte, 64)
+	binary.BigEndian.PutUint16(frame[12:], 0x88b5) // IEEE 802: local experiments
+	_, err := g.programs[tapgateProgTapgateAsk].Run(&ebpf.RunOptions{Data: frame, Context: ctx})
+	if err != nil {
+		return fmt.Errorf("ask for next hop: %w", err)
+	}
+	return nil
+}
+
+func neighbourStatus(n tapgateTgNeigh) *NeighbourStatus {
+	s := &NeighbourStatus{Asks: n.Asks, AsksRefused: n.Refused, Changes: n.Changes}
+	if n.Mac&macValid != 0 {
+		mac := make(net.HardwareAddr, 6)
+		for i := range mac {
+			mac[i] = byte(n.Mac >> (8 * i))
+		}
+		s.MAC = mac.String()
+	}
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) == nil && n.Confirmed != 0 {
+		s.Age = max(0, time.Duration(now.Nano()-int64(n.Confirmed)).Seconds())
+	}
+	switch {
+	case n.Unanswered >= neighUnansweredMax:
+		s.State = "failed"
+	case n.Mac&macValid == 0:
+		s.State = "incomplete"
+	case n.Unanswered > 1:
+		s.State = "probing"
+	default:
+		s.State = "reachable"
+	}
+	return s
+}

@@ -1,0 +1,42 @@
+package loader
+
+import "time"
+
+// DefaultBPFFS is where the BPF filesystem is expected, and mounted if it is not.
+const DefaultBPFFS = "/sys/fs/bpf"
+
+// AttachKind says how programs are put on interfaces.
+type AttachKind string
+
+// The attach kinds. Auto takes TCX where the kernel has it (6.6), else clsact.
+const (
+	AttachAuto   AttachKind = ""
+	AttachTCX    AttachKind = "tcx"
+	AttachClsact AttachKind = "clsact"
+)
+
+// Options say which gateway is meant and how to go about it.
+type Options struct {
+	// Netns is the gateway's network namespace: a name under /run/netns or a
+	// path. Empty means the caller's.
+	Netns string
+	// BPFFS is the mount point of the BPF filesystem; DefaultBPFFS if empty.
+	BPFFS string
+	// LockTimeout is how long to wait for another tapgate; 5 s if zero.
+	LockTimeout time.Duration
+	// Attach is for tests and for kernels whose TCX must not be used.
+	Attach AttachKind
+	// Force does what is refused for the user's own good.
+	Force bool
+	// Verbose makes verifier errors carry the whole log.
+	Verbose bool
+}
+
+// Mode says what a Gateway is opened for.
+type Mode int
+
+// The modes: readers share the lock, a writer has it alone.
+const (
+	ReadOnly Mode = iota
+	ReadWrite
+)

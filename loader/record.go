@@ -1,0 +1,120 @@
+package loader
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// layoutVersion is the version of all pinned state: TG_LAYOUT of headers/abi.h.
+const layoutVersion = 1
+
+// journalKey is the element of the records map behind those of the two generations.
+const journalKey uint32 = 2
+
+// recordSize is TG_RECORD_SIZE of headers/abi.h, in bytes.
+const recordSize = 256 * 1024
+
+// record is what the loader must know of a generation and the data plane does
+// not: names, and which number in the maps belongs to which. It lies in the
+// element of the generation it describes, so the control word that puts a
+// generation in force puts its record in force, too.
+type record struct {
+	Layout  int            `json:"layout"`
+	Serial  uint64         `json:"serial"` // 0: nothing was ever applied
+	Applied time.Time      `json:"applied"`
+	Source  string         `json:"source"`
+	Members []memberRecord `json:"members"`
+	Mirrors []mirrorRecord `json:"mirrors"`
+	Neighs  []neighRecord  `json:"neighs"`
+}
+
+type memberRecord struct {
+	Interface string   `json:"interface"`
+	Ifindex   int      `json:"ifindex"`
+	MAC       string   `json:"mac"`
+	Zone      string   `json:"zone"`
+	Role      Role     `json:"role"`
+	Slot      uint32   `json:"slot"`
+	Programs  []string `json:"programs"`
+}
+
+type mirrorRecord struct {
+	Name    string         `json:"name"`
+	Number  uint32         `json:"number"`
+	Zones   []string       `json:"zones"`
+	Targets []targetRecord `json:"targets"`
+}
+
+type targetRecord struct {
+	Target    string  `json:"target"` // Target.String
+	Number    uint32  `json:"number"`
+	Interface string  `json:"interface"`
+	Ifindex   int     `json:"ifindex"`
+	Neigh     *uint32 `json:"neigh,omitempty"`
+}
+
+type neighRecord struct {
+	Ifindex int    `json:"ifindex"`
+	Address string `json:"address"`
+	Number  uint32 `json:"number"`
+}
+
+// journal is what has to be undone one day. Every entry is written before the
+// thing is done, so that a process that was killed in between hides nothing.
+type journal struct {
+	Layout   int            `json:"layout"`
+	Inode    uint64         `json:"netns_inode"`
+	Cookie   uint64         `json:"netns_cookie"` // 0: the kernel has none
+	Touched  []touched      `json:"touched"`
+	Qdiscs   []touched      `json:"qdiscs"`   // clsact added by us
+	Offloads []offloadEntry `json:"offloads"` // features switched off by us
+}
+
+// touched is an interface. The name and MAC tell whether an index was reused.
+type touched struct {
+	Interface string `json:"interface"`
+	Ifindex   int    `json:"ifindex"`
+	MAC       string `json:"mac"`
+}
+
+type offloadEntry struct {
+	touched
+	Features []string `json:"features"`
+}
+
+func readRecord(m *ebpf.Map, key uint32, into any) error {
+	raw, err := m.LookupBytes(key)
+	if err != nil {
+		return fmt.Errorf("read record %d: %w", key, err)
+	}
+	text := bytes.TrimRight(raw, "\x00")
+	if len(text) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%w: record %d is not readable: %v", ErrState, key, err)
+	}
+	return nil
+}
+
+// writeRecord replaces a record in one system call: after a kill it is the old
+// or the new one.
+func writeRecord(m *ebpf.Map, key uint32, from any) error {
+	text, err := json.Marshal(from)
+	if err != nil {
+		return fmt.Errorf("write record %d: %w", key, err)
+	}
+	if len(text) > recordSize {
+		return fmt.Errorf("write record %d: the configuration takes %d bytes, and there is room for %d", key, len(text), recordSize)
+	}
+	raw := make([]byte, recordSize)
+	copy(raw, text)
+	if err := m.Put(key, raw); err != nil {
+		return fmt.Errorf("write record %d: %w", key, err)
+	}
+	return nil
+}

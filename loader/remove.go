@@ -1,0 +1,148 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Detach takes the gateway of a namespace away. Nothing to take away is done
+// already. With opt.Force it also removes state that this binary does not
+// understand: links and pins go; what else that state changed is not known.
+func Detach(opt Options) (*Result, error) {
+	g, err := Open(opt, ReadWrite)
+	switch {
+	case err == nil:
+		res, err := g.Remove()
+		return res, errors.Join(err, g.Close(), sweep(opt))
+	case errors.Is(err, ErrNotAttached):
+		return detachLeftovers(opt)
+	case errors.Is(err, ErrState):
+		return detachForeign(opt, err)
+	}
+	return nil, err
+}
+
+// Remove takes everything of this gateway away. The Gateway can only be closed
+// afterwards.
+func (g *Gateway) Remove() (*Result, error) {
+	result := &Result{}
+	for _, m := range g.active.Members {
+		if len(m.Programs) > 0 {
+			result.Changes = append(result.Changes, "detached from "+m.Interface)
+		}
+	}
+	return result, g.discard()
+}
+
+// discard undoes all that the journal knows, and then the state itself goes
+// with one rename: a run that is cut short is finished by the next.
+func (g *Gateway) discard() error {
+	return g.ns.do(func() error {
+		g.active = record{Layout: layoutVersion}
+		if _, err := g.converge(); err != nil {
+			return fmt.Errorf("detach: %w", err)
+		}
+		old := filepath.Join(filepath.Dir(g.dir), fmt.Sprintf("old-%s-%d", filepath.Base(g.dir), os.Getpid()))
+		if err := os.Rename(g.dir, old); err != nil {
+			return fmt.Errorf("detach: %w", err)
+		}
+		if err := os.RemoveAll(old); err != nil {
+			return fmt.Errorf("detach: %w", err)
+		}
+		return nil
+	})
+}
+
+// detachLeftovers clears up where nothing is in force: after a run that was cut
+// short, or after a namespace that is gone.
+func detachLeftovers(opt Options) (*Result, error) {
+	result := &Result{}
+	ns, err := openNamespace(opt.Netns)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.close()
+	dir := opt.stateDir(ns)
+	if !pathExists(opt.root()) {
+		return result, sweep(opt)
+	}
+	root, err := lockDir(opt.root(), true, opt.lockTimeout())
+	if err != nil {
+		return nil, err
+	}
+	found, err := removeLeftovers(dir)
+	if pathExists(dir) {
+		found = true
+		lock, lockErr := lockDir(dir, true, opt.lockTimeout())
+		if lockErr == nil {
+			own, nsErr := openNamespace(opt.Netns)
+			if nsErr == nil {
+				g, openErr := openLocked(opt, own, dir, lock)
+				if openErr == nil {
+					openErr = errors.Join(g.discard(), g.Close())
+				}
+				lockErr = openErr
+			} else {
+				lockErr = errors.Join(nsErr, lock.unlock())
+			}
+		}
+		err = errors.Join(err, lockErr)
+	}
+	err = errors.Join(err, root.unlock())
+	if found && err == nil {
+		result.Changes = append(result.Changes, "cleared away what an earlier run left")
+	}
+	return result, errors.Join(err, sweep(opt))
+}
+
+// detachForeign removes pinned state of another layout by force.
+func detachForeign(opt Options, why error) (*Result, error) {
+	if !opt.Force {
+		return nil, why
+	}
+	ns, err := openNamespace(opt.Netns)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.close()
+	dir := opt.stateDir(ns)
+	lock, err := lockDir(dir, true, opt.lockTimeout())
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	pins, err := listLinkPins(dir)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, pin := range pins {
+		errs = append(errs, removeTCX(filepath.Join(dir, linksDir, fmt.Sprint(pin.ifindex), pin.program)))
+	}
+	errs = append(errs, ns.do(removeAllFilters), os.RemoveAll(dir))
+	result := &Result{
+		Changes:  []string{"removed state of another tapgate from " + dir},
+		Warnings: []string{"offload settings and qdiscs that it changed are not known and stay as they are"},
+	}
+	return result, errors.Join(errors.Join(errs...), sweep(opt))
+}
+
+// sweep removes the folder above when it is empty, and the BPF filesystem if it
+// was mounted by us.
+func sweep(opt Options) error {
+	if pathExists(opt.root()) {
+		root, err := lockDir(opt.root(), true, opt.lockTimeout())
+		if err == nil {
+			// Not empty: another namespace has its state here.
+			_ = os.Remove(opt.root())
+			err = root.unlock()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return releaseBPFFS(opt.bpffs())
+}

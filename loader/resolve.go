@@ -1,0 +1,322 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// The limits of headers/abi.h.
+const (
+	limitMembers  = 256
+	limitMirrors  = 64
+	limitTargets  = 256
+	limitCopies   = 16
+	limitNexthops = 1024
+)
+
+// member is an interface of a zone.
+type member struct {
+	name  string
+	index int
+	mac   net.HardwareAddr
+	mtu   int
+	zone  string
+	role  Role
+	addrs []netip.Prefix // ours, each with the length of its network
+	up    bool
+
+	path  string // in the configuration
+	link  netlink.Link
+	known []address
+}
+
+// target is a Target with the way to it.
+type target struct {
+	Target
+	mirror string
+	device *member    // dmz member that copies leave by
+	source netip.Addr // our sender address for neighbour questions; via only
+}
+
+// resolvedMirror is a Mirror with the interfaces behind its names.
+type resolvedMirror struct {
+	Mirror
+	members []*member
+	targets []target
+}
+
+// resolved is a Config that this machine can do.
+type resolved struct {
+	members  []*member
+	mirrors  []resolvedMirror
+	warnings []string
+}
+
+// resolver collects problems, so that the user meets all of them at once.
+type resolver struct {
+	cfg   Config
+	force bool
+	topo  *topology
+	out   resolved
+	errs  []error
+}
+
+// resolve finds the interfaces, addresses and ways of cfg in the namespace of
+// the calling thread. Every problem is a *ConfigError; several are joined.
+// force turns what is refused for the user's own good into warnings.
+func resolve(cfg Config, force bool) (*resolved, error) {
+	topo, err := readTopology()
+	if err != nil {
+		return nil, err
+	}
+	r := &resolver{cfg: cfg, force: force, topo: topo}
+	r.checkZones()
+	r.findMembers()
+	r.checkStacking()
+	r.checkMirrors()
+	if len(r.errs) > 0 {
+		return nil, errors.Join(r.errs...)
+	}
+	return &r.out, nil
+}
+
+func (r *resolver) fail(path, format string, args ...any) {
+	r.errs = append(r.errs, configErrorf(path, format, args...))
+}
+
+func (r *resolver) warn(format string, args ...any) {
+	r.out.warnings = append(r.out.warnings, fmt.Sprintf(format, args...))
+}
+
+var goodName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
+
+// checkName is for zones and mirrors: the names become flags, files and metric labels.
+func (r *resolver) checkName(path, kind, name string, earlier []string) {
+	switch {
+	case name == "":
+		r.fail(path, "%s without a name", kind)
+	case !goodName.MatchString(name):
+		r.fail(path, "%s name %q: use a-z, 0-9, _ and -, a letter first, 32 characters at most", kind, name)
+	case slices.Contains(earlier, name):
+		r.fail(path, "there are two %ss named %q; names are unique", kind, name)
+	}
+}
+
+func zonePath(z Zone) string { return "zones." + z.Name }
+
+func (r *resolver) checkZones() {
+	if len(r.cfg.Zones) == 0 {
+		r.fail("zones", "there are no zones: name the interfaces of the gateway by zone")
+	}
+	var names []string
+	interfaces := 0
+	for _, z := range r.cfg.Zones {
+		path := zonePath(z)
+		if z.Name == "" {
+			path = "zones"
+		}
+		r.checkName(path, "zone", z.Name, names)
+		names = append(names, z.Name)
+		interfaces += len(z.Interfaces)
+
+		switch z.Role {
+		case RoleExternal, RoleInternal, RoleDMZ, RoleMgmt:
+		default:
+			r.fail(path+".role", "unknown role %q: it is external, internal, dmz or mgmt", z.Role)
+		}
+		if len(z.Interfaces) == 0 {
+			r.fail(path+".interfaces", "zone %q has no interfaces", z.Name)
+		}
+	}
+	if interfaces > limitMembers {
+		r.fail("zones", "%d interfaces are more than the %d that a gateway can have", interfaces, limitMembers)
+	}
+}
+
+// tapped are the names of the zones that a mirror copies.
+func (r *resolver) tapped(zone string) bool {
+	return slices.ContainsFunc(r.cfg.Mirrors, func(m Mirror) bool { return slices.Contains(m.Zones, zone) })
+}
+
+func (r *resolver) findMembers() {
+	taken := map[int]*member{}
+	for _, z := range r.cfg.Zones {
+		for i, name := range z.Interfaces {
+			path := fmt.Sprintf("%s.interfaces[%d]", zonePath(z), i)
+			l := r.topo.find(name)
+			if l == nil {
+				r.fail(path, "no interface %q; there are: %s (renamed or in another network namespace?)", name, r.topo.names())
+				continue
+			}
+			if first := taken[l.Attrs().Index]; first != nil {
+				r.fail(path, "interface %q is already in zone %q (%s): an interface has one zone", name, first.zone, first.path)
+				continue
+			}
+			m := r.newMember(l, z, path)
+			taken[m.index] = m
+			if why := r.unfitFor(l, z); why != "" {
+				r.fail(path, "%s", why)
+				continue
+			}
+			r.out.members = append(r.out.members, m)
+			r.warnMember(m)
+		}
+	}
+}
+
+func (r *resolver) newMember(l netlink.Link, z Zone, path string) *member {
+	a := l.Attrs()
+	m := &member{
+		name: a.Name, index: a.Index, mac: a.HardwareAddr, mtu: a.MTU, zone: z.Name, role: z.Role,
+		up: a.Flags&net.FlagUp != 0, path: path, link: l, known: r.topo.addrs[a.Index],
+	}
+	for _, addr := range m.known {
+		m.addrs = append(m.addrs, addr.prefix)
+	}
+	return m
+}
+
+// unfitFor lets an uplink without Ethernet (ppp, wg) be where no copy starts or leaves.
+func (r *resolver) unfitFor(l netlink.Link, z Zone) string {
+	if (z.Role == RoleExternal || z.Role == RoleMgmt) && !r.tapped(z.Name) {
+		return r.topo.unfit(l)
+	}
+	return r.topo.untapable(l)
+}
+
+func (r *resolver) warnMember(m *member) {
+	if m.role == RoleDMZ {
+		switch {
+		case !m.up:
+			r.warn("dmz interface %q is down: copies are refused until \"ip link set %s up\"", m.name, m.name)
+		case !hasCarrier(m.link):
+			r.warn("dmz interface %q has no carrier: copies are refused until its other side is up", m.name)
+		}
+	}
+	if m.link.Type() == "bridge" && r.tapped(m.zone) {
+		r.warn("interface %q is a bridge: its tap shows what the bridge routes, not what it switches between its ports", m.name)
+	}
+}
+
+func hasCarrier(l netlink.Link) bool {
+	const lowerUp = 0x10000 // IFF_LOWER_UP
+	return l.Attrs().RawFlags&lowerUp != 0
+}
+
+// checkStacking refuses members whose packets pass at both, where that counts:
+// they would be copied twice, or copies would pass a tap.
+func (r *resolver) checkStacking() {
+	counts := func(m *member) bool { return m.role == RoleDMZ || r.tapped(m.zone) }
+	for _, upper := range r.out.members {
+		under := r.topo.under(upper.index)
+		for _, lower := range r.out.members {
+			if under[lower.index] && (counts(upper) || counts(lower)) {
+				r.fail(upper.path, "%q (%s) is stacked on %q of zone %q, so packets pass at both: keep only one of them in the zones",
+					upper.name, upper.link.Type(), lower.name, lower.zone)
+			}
+		}
+	}
+}
+
+func (r *resolver) zone(name string) *Zone {
+	for i := range r.cfg.Zones {
+		if r.cfg.Zones[i].Name == name {
+			return &r.cfg.Zones[i]
+		}
+	}
+	return nil
+}
+
+func (r *resolver) zoneNames() string {
+	var names []string
+	for _, z := range r.cfg.Zones {
+		names = append(names, z.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (r *resolver) checkMirrors() {
+	if len(r.cfg.Mirrors) > limitMirrors {
+		r.fail("mirrors", "%d mirrors are more than the %d that a gateway can have", len(r.cfg.Mirrors), limitMirrors)
+	}
+	if len(r.cfg.Mirrors) > 0 && !slices.ContainsFunc(r.cfg.Zones, func(z Zone) bool { return z.Role == RoleDMZ }) {
+		r.fail("zones", "no zone has the role dmz: mirrors need the sensor's interface in one")
+	}
+	var names []string
+	for i, m := range r.cfg.Mirrors {
+		path := fmt.Sprintf("mirrors[%d]", i)
+		r.checkName(path+".name", "mirror", m.Name, names)
+		names = append(names, m.Name)
+		rm := resolvedMirror{Mirror: m, members: r.mirrorMembers(path, m)}
+		rm.targets = r.mirrorTargets(path, rm)
+		r.out.mirrors = append(r.out.mirrors, rm)
+	}
+	r.checkCounts()
+}
+
+func (r *resolver) mirrorMembers(path string, m Mirror) (members []*member) {
+	if len(m.Zones) == 0 {
+		r.fail(path+".zones", "mirror %q taps no zone; there are: %s", m.Name, r.zoneNames())
+	}
+	for i, name := range m.Zones {
+		at := fmt.Sprintf("%s.zones[%d]", path, i)
+		z := r.zone(name)
+		switch {
+		case z == nil:
+			r.fail(at, "no zone %q; there are: %s", name, r.zoneNames())
+		case z.Role == RoleDMZ:
+			r.fail(at, "zone %q has the role dmz: a mirror of it would copy the copies", name)
+		case slices.Contains(m.Zones[:i], name):
+			r.fail(at, "zone %q is there twice", name)
+		default:
+			for _, member := range r.out.members {
+				if member.zone == name {
+					members = append(members, member)
+				}
+			}
+		}
+	}
+	return members
+}
+
+// checkCounts holds the configuration against the sizes of the maps.
+func (r *resolver) checkCounts() {
+	targets, vias := 0, 0
+	copies := map[*member]int{}
+	for i, m := range r.out.mirrors {
+		path := fmt.Sprintf("mirrors[%d].targets", i)
+		targets += len(m.Targets)
+		if targets > limitTargets && targets-len(m.Targets) <= limitTargets {
+			r.fail(path, "with mirror %q there are %d targets, more than the %d that a gateway can have", m.Name, targets, limitTargets)
+		}
+		for _, t := range m.Targets {
+			if t.Via.IsValid() {
+				vias++
+			}
+		}
+		for _, member := range m.members {
+			before := copies[member]
+			copies[member] += len(m.Targets)
+			if before <= limitCopies && copies[member] > limitCopies {
+				r.fail(path, "with mirror %q every packet of %q is copied %d times, more than the %d that are possible",
+					m.Name, member.name, copies[member], limitCopies)
+			}
+		}
+	}
+	addrs := 0
+	for _, m := range r.out.members {
+		if m.role == RoleDMZ {
+			addrs += len(m.addrs)
+		}
+	}
+	if addrs+vias > limitNexthops {
+		r.fail("zones", "the dmz interfaces have %d addresses: with %d targets that is more than %d", addrs, vias, limitNexthops)
+	}
+}

@@ -1,0 +1,255 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// The folders of a gateway's state: <bpffs>/tapgate/<netns inode>/{maps,programs,links/<ifindex>}.
+// Names in a BPF filesystem cannot hold dots, and interfaces' names can: hence indexes.
+const (
+	stateRoot   = "tapgate"
+	mapsDir     = "maps"
+	programsDir = "programs"
+	linksDir    = "links"
+)
+
+// pinnedMaps are the maps with a pin. Inner maps live by the maps that hold
+// them, and .rodata by the programs.
+var pinnedMaps = []string{
+	tapgateMapTgControl, tapgateMapTgMembers, tapgateMapTgTargets, tapgateMapTgNexthops, tapgateMapTgNeighs,
+	tapgateMapTgMirrorLed, tapgateMapTgTargetLed, tapgateMapTgSeen, tapgateMapTgReport, tapgateMapTgRecords,
+}
+
+var pinnedPrograms = []string{
+	tapgateProgTapgateTapIn, tapgateProgTapgateTapOut, tapgateProgTapgateDmzIn, tapgateProgTapgateDmzOut, tapgateProgTapgateAsk,
+}
+
+func (o Options) bpffs() string {
+	if o.BPFFS == "" {
+		return DefaultBPFFS
+	}
+	return o.BPFFS
+}
+
+func (o Options) lockTimeout() time.Duration {
+	if o.LockTimeout == 0 {
+		return 5 * time.Second
+	}
+	return o.LockTimeout
+}
+
+func (o Options) root() string { return filepath.Join(o.bpffs(), stateRoot) }
+
+func (o Options) stateDir(ns *namespace) string {
+	return filepath.Join(o.root(), strconv.FormatUint(ns.inode, 10))
+}
+
+// loadInto makes maps and programs and pins them in a new folder beside dir,
+// which then gets its name: the state is there as a whole or not at all. The
+// folder is locked before anybody else can see it.
+func loadInto(dir string, ns *namespace, verbose bool) (lock *dirLock, err error) {
+	tmp := filepath.Join(filepath.Dir(dir), fmt.Sprintf("new-%s-%d", filepath.Base(dir), os.Getpid()))
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return nil, fmt.Errorf("create state: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.unlock(), os.RemoveAll(tmp))
+			lock = nil
+		}
+	}()
+	if lock, err = lockDir(tmp, true, 0); err != nil {
+		return nil, fmt.Errorf("create state: %w", err)
+	}
+	for _, sub := range []string{mapsDir, programsDir, linksDir} {
+		if err := os.Mkdir(filepath.Join(tmp, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("create state: %w", err)
+		}
+	}
+
+	spec, err := programSpecs()
+	if err != nil {
+		return nil, err
+	}
+	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this is refused,
+	// a map that does not fit says so below.
+	_ = rlimit.RemoveMemlock()
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{})
+	if err != nil {
+		return nil, loadError(err, verbose)
+	}
+	defer coll.Close()
+	if err := writeRecord(coll.Maps[tapgateMapTgRecords], journalKey, journal{
+		Layout: layoutVersion, Inode: ns.inode, Cookie: ns.cookie,
+	}); err != nil {
+		return nil, err
+	}
+	for _, name := range pinnedMaps {
+		if err := coll.Maps[name].Pin(filepath.Join(tmp, mapsDir, name)); err != nil {
+			return nil, fmt.Errorf("create state: %w", err)
+		}
+	}
+	for _, name := range pinnedPrograms {
+		if err := coll.Programs[name].Pin(filepath.Join(tmp, programsDir, name)); err != nil {
+			return nil, fmt.Errorf("create state: %w", err)
+		}
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return nil, fmt.Errorf("create state: %w", err)
+	}
+	return lock, nil
+}
+
+// programSpecs is the compiled object with its constants set for this kernel.
+func programSpecs() (*ebpf.CollectionSpec, error) {
+	spec, err := loadTapgate()
+	if err != nil {
+		return nil, fmt.Errorf("read the programs of this binary: %w", err)
+	}
+	err = features.HaveProgramHelper(ebpf.SchedCLS, asm.FnCheckMtu)
+	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, fmt.Errorf("probe bpf_check_mtu: %w", err)
+	}
+	have := uint8(0)
+	if err == nil {
+		have = 1
+	}
+	if err := spec.Variables[tapgateVarTgHaveCheckMtu].Set(have); err != nil {
+		return nil, fmt.Errorf("set %s: %w", tapgateVarTgHaveCheckMtu, err)
+	}
+	return spec, nil
+}
+
+// removeLeftovers removes folders of a creation or removal that was cut short. The caller
+// holds the lock of the folder above.
+func removeLeftovers(dir string) (found bool, err error) {
+	var errs []error
+	for _, kind := range []string{"new", "old"} {
+		names, err := filepath.Glob(filepath.Join(filepath.Dir(dir), kind+"-"+filepath.Base(dir)+"-*"))
+		errs = append(errs, err)
+		for _, name := range names {
+			found = true
+			errs = append(errs, os.RemoveAll(name))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// openPins opens the pinned maps and programs and refuses what is not of this
+// binary's layout.
+func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.Program, err error) {
+	maps, programs = map[string]*ebpf.Map{}, map[string]*ebpf.Program{}
+	defer func() {
+		if err != nil {
+			closePins(maps, programs)
+		}
+	}()
+	for _, name := range pinnedMaps {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapsDir, name), nil)
+		if err != nil {
+			return maps, programs, stateError(dir, err)
+		}
+		maps[name] = m
+	}
+	for _, name := range pinnedPrograms {
+		p, err := ebpf.LoadPinnedProgram(filepath.Join(dir, programsDir, name), nil)
+		if err != nil {
+			return maps, programs, stateError(dir, err)
+		}
+		programs[name] = p
+	}
+	spec, err := loadTapgate()
+	if err != nil {
+		return maps, programs, err
+	}
+	for name, m := range maps {
+		if err := spec.Maps[name].Compatible(m); err != nil {
+			return maps, programs, stateError(dir, fmt.Errorf("map %s: %w", name, err))
+		}
+	}
+	var j journal
+	if err := readRecord(maps[tapgateMapTgRecords], journalKey, &j); err != nil {
+		return maps, programs, stateError(dir, err)
+	}
+	if j.Layout != layoutVersion {
+		return maps, programs, stateError(dir, fmt.Errorf("layout %d, and this tapgate knows %d", j.Layout, layoutVersion))
+	}
+	return maps, programs, nil
+}
+
+func stateError(dir string, err error) error {
+	return fmt.Errorf("%w in %s: %v; it was left as it is: use the tapgate that made it, "+
+		"or take it away with \"tapgate detach --force\"", ErrState, dir, err)
+}
+
+func closePins(maps map[string]*ebpf.Map, programs map[string]*ebpf.Program) {
+	for _, m := range maps {
+		m.Close()
+	}
+	for _, p := range programs {
+		p.Close()
+	}
+}
+
+// sameBuild says whether the pinned programs are those of this binary.
+func sameBuild(programs map[string]*ebpf.Program) error {
+	spec, err := loadTapgate()
+	if err != nil {
+		return err
+	}
+	for name, p := range programs {
+		info, err := p.Info()
+		if err != nil {
+			return fmt.Errorf("look at program %s: %w", name, err)
+		}
+		if err := spec.Programs[name].Compatible(info); err != nil {
+			return fmt.Errorf("%w: the running program %s is from another build: change it with the tapgate that "+
+				"made it, or run \"tapgate detach\" and apply again", ErrState, name)
+		}
+	}
+	return nil
+}
+
+// linkPin is a pinned TCX link: links/<ifindex>/<program>.
+type linkPin struct {
+	ifindex int
+	program string
+}
+
+func listLinkPins(dir string) ([]linkPin, error) {
+	var pins []linkPin
+	root := filepath.Join(dir, linksDir)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		index, name, ok := strings.Cut(rel, string(filepath.Separator))
+		if n, err := strconv.Atoi(index); ok && err == nil {
+			pins = append(pins, linkPin{n, name})
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return pins, nil
+}

@@ -1,0 +1,55 @@
+#!/bin/bash
+# What the tap costs: tapgate beside TEE, nft dup and tc mirred, in one run.
+#
+#   scripts/bench.sh [--rounds N] [--json FILE] [--quick] [--markdown] [--profile] [MODE...]
+#   scripts/bench.sh --help      lists modes, tests and all flags
+#
+# Needs root, Linux 6.6 (the counting programs use TCX), go, iperf3, nft,
+# iptables, tc and ethtool. Everything happens in network namespaces, which
+# this script keeps in a mount namespace of its own: whatever way it ends, the
+# kernel removes them.
+#
+# Ratios hold from run to run, absolute figures do not. Where the time goes:
+#   scripts/bench.sh --quick --profile tapgate tapgate-raw
+# runs a pass more with the kernel's BPF statistics on (asked for by a file
+# descriptor, since the sysctl kernel.bpf_stats_enabled is the whole machine's)
+# and prints ns per run of each program. With hardware counters, and a long run
+# (--rounds 50) in another terminal:
+#   bpftool prog show name tapgate_tap_in
+#   bpftool prog profile id ID duration 5 cycles instructions l1d_loads llc_misses
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
+
+missing=()
+for tool in go iperf3 nft iptables tc ip ethtool unshare sysctl; do
+	command -v "$tool" >/dev/null || missing+=("$tool")
+done
+if ((${#missing[@]})); then
+	echo "bench.sh: missing: ${missing[*]} (scripts/deps.sh installs them)" >&2
+	exit 1
+fi
+if ((EUID != 0)); then
+	echo "bench.sh: needs root, for network namespaces and BPF" >&2
+	exit 1
+fi
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/tapgate-bench.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+
+(cd "$here" && go build -o "$dir/bench" ./test/bench)
+tapgate=()
+if (cd "$here" && go build -o "$dir/tapgate" ./cmd/tapgate); then
+	tapgate=(--tapgate "$dir/tapgate")
+fi
+
+mkdir -p /run/netns
+# The inner shell has to expand the arguments, not this one.
+# shellcheck disable=SC2016
+unshare --mount bash -c 'mount -t tmpfs tapgate-bench /run/netns && exec "$@"' bench \
+	env TMPDIR="$dir" "$dir/bench" "${tapgate[@]}" "$@" &
+child=$!
+# Heard at once, and passed on, also when only this script is told.
+trap 'kill "$child" 2>/dev/null || true; wait "$child" || true; exit 130' INT TERM HUP
+wait "$child"
