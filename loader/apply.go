@@ -78,8 +78,8 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	result := &Result{Warnings: res.warnings}
-	if result.Changes, err = g.converge(); err != nil {
+	result := &Result{Changes: g.moved, Warnings: res.warnings}
+	if err := g.converge(); err != nil {
 		return nil, err
 	}
 	p, err := makePlan(&g.active, res, cfg.Source)
@@ -88,16 +88,14 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	}
 	if err := g.prepare(p, res); err != nil {
 		// What was prepared goes; what was in force was not touched.
-		_, undo := g.converge()
-		return nil, errors.Join(err, undo)
+		return nil, errors.Join(err, g.converge())
 	}
 	result.Warnings = append(result.Warnings, g.resolveNexthops(p)...)
 	if err := g.commit(p); err != nil {
-		_, undo := g.converge()
-		return nil, errors.Join(err, undo)
+		return nil, errors.Join(err, g.converge())
 	}
 	result.Changes = append(result.Changes, describe(p)...)
-	if _, err := g.converge(); err != nil {
+	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
 	}
 	return result, nil

@@ -16,15 +16,14 @@ import (
 // converge takes away what the generation in force does not need: programs,
 // qdiscs, offload settings and next hops that an earlier change left, finished
 // or not. It runs before and after each change, and may itself be cut short.
-func (g *Gateway) converge() (changes []string, err error) {
+func (g *Gateway) converge() error {
 	wanted := map[int][]string{}
 	dmz := map[int]bool{}
 	for _, m := range g.active.Members {
 		wanted[m.Ifindex] = m.Programs
 		dmz[m.Ifindex] = m.Role == RoleDMZ
 	}
-	changes, err = g.dropPrograms(wanted)
-	errs := []error{err}
+	errs := []error{g.dropPrograms(wanted)}
 	errs = append(errs, g.dropQdiscs(wanted), g.restoreOffloads(dmz), g.dropNexthops())
 
 	before := len(g.journal.Touched) + len(g.journal.Qdiscs) + len(g.journal.Offloads)
@@ -40,30 +39,39 @@ func (g *Gateway) converge() (changes []string, err error) {
 			errs = append(errs, g.writeJournal())
 		}
 	}
-	return changes, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 func keepIf[T any](list []T, keep func(T) bool) []T {
 	return slices.DeleteFunc(list, func(t T) bool { return !keep(t) })
 }
 
-// dropPrograms detaches programs from interfaces that do not want them, and
-// from those that were moved to another namespace with our program on them.
-func (g *Gateway) dropPrograms(wanted map[int][]string) (changes []string, err error) {
+// dropMoved detaches programs from interfaces that were moved to another network
+// namespace, where they would go on with our maps. It tells which.
+func (g *Gateway) dropMoved() (told []string, err error) {
 	pins, err := listLinkPins(g.dir)
 	errs := []error{err}
 	for _, pin := range pins {
 		h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
-		if !slices.Contains(wanted[pin.ifindex], pin.program) {
-			errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
-			continue
-		}
 		moved, err := movedAway(pin.program, g.linkDir(pin.ifindex), h)
-		if err != nil {
-			errs = append(errs, err)
-		} else if moved {
-			changes = append(changes, fmt.Sprintf("interface %s was moved to another network namespace: %s detached from it", h.ifname, pin.program))
+		errs = append(errs, err)
+		if moved {
+			told = append(told, fmt.Sprintf("interface %s was moved to another network namespace with %s on it: "+
+				"detached from it; apply again when it is back, or without it", h.ifname, pin.program))
 			errs = append(errs, removeTCX(filepath.Join(g.linkDir(pin.ifindex), pin.program)))
+		}
+	}
+	return told, errors.Join(errs...)
+}
+
+// dropPrograms detaches programs from interfaces that do not want them.
+func (g *Gateway) dropPrograms(wanted map[int][]string) error {
+	pins, err := listLinkPins(g.dir)
+	errs := []error{err}
+	for _, pin := range pins {
+		if !slices.Contains(wanted[pin.ifindex], pin.program) {
+			h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
+			errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
 		}
 	}
 	for _, t := range g.journal.Touched {
@@ -83,7 +91,7 @@ func (g *Gateway) dropPrograms(wanted map[int][]string) (changes []string, err e
 			}
 		}
 	}
-	return changes, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 func (g *Gateway) nameOf(ifindex int) string {

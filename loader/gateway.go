@@ -22,6 +22,7 @@ type Gateway struct {
 	slot     uint32 // generation in force
 	active   record // its record
 	journal  journal
+	moved    []string // told: interfaces that were moved away with our programs
 }
 
 // Result is what a change did, for people.
@@ -52,6 +53,9 @@ func Open(opt Options, mode Mode) (*Gateway, error) {
 		return nil, err
 	}
 	err = g.mine()
+	if err == nil {
+		err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
+	}
 	if err == nil && g.active.Serial == 0 {
 		err = fmt.Errorf("%w: an apply was cut short before it took effect; apply again, or \"tapgate detach\"", ErrNotAttached)
 	}
@@ -101,7 +105,11 @@ func openOrCreate(opt Options) (*Gateway, error) {
 		}
 		return openOrCreate(opt)
 	}
-	if err := sameBuild(g.programs); err != nil {
+	err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
+	if err == nil {
+		err = sameBuild(g.programs)
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil

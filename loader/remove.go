@@ -42,7 +42,7 @@ func (g *Gateway) Remove() (*Result, error) {
 func (g *Gateway) discard() error {
 	return g.ns.do(func() error {
 		g.active = record{Layout: layoutVersion}
-		if _, err := g.converge(); err != nil {
+		if err := g.converge(); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}
 		old := filepath.Join(filepath.Dir(g.dir), fmt.Sprintf("old-%s-%d", filepath.Base(g.dir), os.Getpid()))

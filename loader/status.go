@@ -110,7 +110,7 @@ func (g *Gateway) Status() (*Status, error) {
 	s := &Status{
 		Netns: strconv.FormatUint(g.ns.inode, 10), State: g.dir, Layout: g.active.Layout, Slot: int(g.slot),
 		Serial: g.active.Serial, Applied: g.active.Applied.Format(time.RFC3339),
-		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: []string{},
+		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: append([]string{}, g.moved...),
 	}
 	err := g.ns.do(func() error {
 		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s))
@@ -168,10 +168,6 @@ func (m memberRecord) stillHere() (here bool, problem string) {
 
 func (g *Gateway) programStatus(m memberRecord, program string) (kind AttachKind, problems []string) {
 	h := hookOf(program, m.Ifindex, m.Interface)
-	moved, err := movedAway(program, g.linkDir(m.Ifindex), h)
-	if err == nil && moved {
-		return "", []string{fmt.Sprintf("interface %s was moved to another network namespace with %s on it: the next change detaches it", m.Interface, program)}
-	}
 	kind, _, inFront, err := attachedKind(program, h, g.linkDir(m.Ifindex))
 	switch {
 	case err != nil:

@@ -5,11 +5,12 @@
 set -euo pipefail
 
 wanted=(
-  clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev bpftool   # generate, lint, look
-  shellcheck jq ca-certificates                                        # lint, count, Go modules
-  iproute2 iputils-ping ethtool nftables iptables procps               # networks
-  tcpdump tshark tcpreplay iperf3 strace openssh-server openssh-client # tests
-  qemu-system-x86 cpio zstd xz-utils kmod                              # kernels
+  clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev bpftool # generate, lint, look
+  shellcheck jq ca-certificates                                      # lint, count, Go modules
+  iproute2 iputils-ping ethtool nftables iptables procps             # networks
+  tcpdump tshark tcpreplay iperf3 strace                             # traffic, captures
+  openssh-server openssh-client tmux                                 # the SSH connection in use
+  qemu-system-x86 cpio zstd xz-utils kmod                            # kernels
 )
 # Ubuntu ships bpftool with its kernel's tools.
 # shellcheck source=/dev/null

@@ -7,7 +7,7 @@
 #   scripts/test.sh [--no-kernels]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:/usr/local/go/bin" HOME="${HOME:-/root}"
+export PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin" HOME="${HOME:-/root}"
 
 kernels=yes
 case "${1-}" in

@@ -53,7 +53,7 @@ func newMirrorListCommand(e *env, g *globals) *cobra.Command {
 				e.say("no mirrors; see tapgate mirror add --help")
 				return nil
 			}
-			return e.write(mirrorTable(s.Mirrors, g.verbose))
+			return e.write(joinParts([]string{mirrorTable(s.Mirrors, g.verbose), skipTable(s.Mirrors)}))
 		}),
 	}
 	addJSON(cmd, &asJSON)

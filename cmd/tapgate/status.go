@@ -79,7 +79,7 @@ func statusText(s *loader.Status, verbose bool) string {
 	if verbose {
 		parts = append(parts, reasonTable(s.Members))
 	}
-	parts = append(parts, mirrorTable(s.Mirrors, verbose), linkTable(s.Links), neighbourTable(s.Mirrors))
+	parts = append(parts, mirrorTable(s.Mirrors, verbose), skipTable(s.Mirrors), linkTable(s.Links), neighbourTable(s.Mirrors))
 	return joinParts(append(parts, bullets("problems", s.Problems)))
 }
 
@@ -107,7 +107,7 @@ func seen(d *loader.DirectionStatus) []string {
 	if d == nil {
 		return []string{"-", "-"}
 	}
-	return []string{number(d.Seen.Packets), size(d.Seen.Bytes)}
+	return cells(d.Seen)
 }
 
 // dropped sums what our programs dropped on an interface: only ever copies, and
@@ -176,27 +176,42 @@ func mirrorTable(mirrors []loader.MirrorStatus, verbose bool) string {
 		return ""
 	}
 	return columns("mirrors", []string{
-		"mirror, target", ">matched", ">bytes", ">copied", ">bytes", ">refused", ">skipped", "why",
+		"mirror, target", ">matched", ">bytes", ">copied", ">bytes", ">refused", ">skipped", ">bytes",
 	}, rows)
 }
 
 func ledgerRow(name string, l loader.Ledger) []string {
-	var skipped uint64
-	var why []string
-	for _, reason := range slices.Sorted(maps.Keys(l.Skipped)) {
-		if n := l.Skipped[reason].Packets; n > 0 {
-			skipped += n
-			why = append(why, fmt.Sprintf("%s %d", reason, n))
+	var skipped loader.Count
+	for _, c := range l.Skipped {
+		skipped.Packets += c.Packets
+		skipped.Bytes += c.Bytes
+	}
+	row := []string{name}
+	row = append(row, cells(l.Matched)...)
+	row = append(row, cells(l.Copied)...)
+	row = append(row, number(l.Refused.Packets))
+	return append(row, cells(skipped)...)
+}
+
+// skipTable says why packets were skipped, for those targets where some were.
+func skipTable(mirrors []loader.MirrorStatus) string {
+	var rows [][]string
+	for _, m := range mirrors {
+		for _, t := range m.Targets {
+			for _, reason := range slices.Sorted(maps.Keys(t.Skipped)) {
+				if c := t.Skipped[reason]; c.Packets > 0 {
+					rows = append(rows, append([]string{m.Name, t.Target, reason}, cells(c)...))
+				}
+			}
 		}
 	}
-	return []string{
-		name,
-		number(l.Matched.Packets), size(l.Matched.Bytes),
-		number(l.Copied.Packets), size(l.Copied.Bytes),
-		number(l.Refused.Packets),
-		number(skipped), strings.Join(why, ", "),
+	if rows == nil {
+		return ""
 	}
+	return columns("skipped", []string{"mirror", "target", "reason", ">packets", ">bytes"}, rows)
 }
+
+func cells(c loader.Count) []string { return []string{number(c.Packets), size(c.Bytes)} }
 
 func linkTable(links []loader.LinkStatus) string {
 	var rows [][]string

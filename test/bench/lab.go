@@ -199,19 +199,15 @@ func (l *lab) listen(context.Context) error {
 				return err
 			}
 			l.iperf = cmd.Process.Pid
-			lines := bufio.NewScanner(out)
-			for lines.Scan() {
+			result := errors.New("iperf3 server ended before it listened")
+			for lines := bufio.NewScanner(out); result != nil && lines.Scan(); {
 				if strings.Contains(lines.Text(), "Server listening") {
-					ready <- nil
-					break
+					result = nil
 				}
 			}
+			ready <- result
 			// Read on, or the server blocks on a full pipe.
 			go func() { _, _ = io.Copy(io.Discard, out) }()
-			select {
-			case ready <- errors.New("iperf3 server ended before it listened"):
-			default:
-			}
 			<-stop
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"tapgate/loader"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares with a file that people have looked at.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s (go test ./cmd/tapgate -update writes it anew):\n got\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func count(packets, bytes uint64) loader.Count { return loader.Count{Packets: packets, Bytes: bytes} }
+
+func ledger(matched, copied, unresolved, tooBig uint64) loader.Ledger {
+	return loader.Ledger{
+		Matched: count(matched, matched*1000), Copied: count(copied, copied*1000),
+		Skipped: map[string]loader.Count{
+			"unresolved": count(unresolved, unresolved*1000), "too_big": count(tooBig, tooBig*1000),
+			"clone_error": {}, "undelivered": {},
+		},
+		Refused: count(1, 1000),
+	}
+}
+
+func exampleStatus() *loader.Status {
+	via := loader.TargetStatus{
+		Target: "via 192.168.4.2", Interface: "eth2",
+		Ledger: ledger(1200300, 1200290, 7, 3), Ingress: ledger(600100, 600095, 4, 1), Egress: ledger(600200, 600195, 3, 2),
+		Neighbour: &loader.NeighbourStatus{State: "reachable", MAC: "02:00:5e:00:53:02", Age: 3.25, Asks: 12, AsksRefused: 1, Changes: 1},
+	}
+	unresolved := via
+	unresolved.Target = "via 2001:db8:4::2"
+	unresolved.Neighbour = &loader.NeighbourStatus{State: "failed", Asks: 99}
+	l2 := loader.TargetStatus{
+		Target: "l2 eth2.100 mac 02:00:5e:00:53:01", Interface: "eth2.100",
+		Ledger: ledger(5, 5, 0, 0), Ingress: ledger(2, 2, 0, 0), Egress: ledger(3, 3, 0, 0),
+	}
+	return &loader.Status{
+		Netns: "4026531840", State: "/sys/fs/bpf/tapgate/4026531840", Layout: 1, Slot: 1, Serial: 7, Applied: "2026-11-22T12:00:00Z",
+		Members: []loader.MemberStatus{
+			{Interface: "eth0", Ifindex: 2, Zone: "external", Role: loader.RoleExternal},
+			{
+				Interface: "eth3", Ifindex: 5, Zone: "internal", Role: loader.RoleInternal, Attached: "tcx",
+				Ingress: &loader.DirectionStatus{Seen: count(600100, 600100000), Reasons: map[string]uint64{"pass_tapped": 400000}},
+				Egress:  &loader.DirectionStatus{Seen: count(600200, 600200000), Reasons: map[string]uint64{"pass_tapped": 400100}, Duplicates: 12},
+			},
+			{
+				Interface: "eth2", Ifindex: 4, Zone: "dmz", Role: loader.RoleDMZ, Attached: "clsact",
+				Ingress: &loader.DirectionStatus{Seen: count(40, 2400), Reasons: map[string]uint64{"drop_from_dmz": 28, "pass_neighbour_answer": 12}},
+				Egress: &loader.DirectionStatus{Seen: count(1200302, 1200302000), Reasons: map[string]uint64{
+					"pass_delivered": 1200290, "pass_asked": 12, "drop_copy_unresolved": 7}},
+			},
+		},
+		Mirrors: []loader.MirrorStatus{
+			{
+				Name: "ids", Zones: []string{"internal", "app"},
+				Ledger: ledger(1200300, 1200290, 7, 3), Ingress: ledger(600100, 600095, 4, 1), Egress: ledger(600200, 600195, 3, 2),
+				Targets: []loader.TargetStatus{via, unresolved},
+			},
+			{
+				Name: "record", Zones: []string{"internal"},
+				Ledger: ledger(5, 5, 0, 0), Ingress: ledger(2, 2, 0, 0), Egress: ledger(3, 3, 0, 0),
+				Targets: []loader.TargetStatus{l2, via},
+			},
+		},
+		Links: []loader.LinkStatus{
+			{Interface: "eth2", Up: true, Carrier: true, MTU: 1500, TxPackets: 1200302, TxDropped: 2, QdiscDrops: 5},
+			{Interface: "eth2.100", Up: true, MTU: 9000},
+		},
+		Problems: []string{"via 2001:db8:4::2: the sensor does not answer", "eth2.100: no \x1b[31mcarrier"},
+	}
+}
+
+func exampleReport() *loader.Report {
+	return &loader.Report{
+		Kernel: "6.18.0",
+		Features: []loader.Feature{
+			{Name: "clone_redirect", Since: "4.2", Use: "copies packets", Have: true, Needed: true},
+			{Name: "spin_lock", Since: "5.1", Use: "locks in map values", Needed: true, Err: "not supported"},
+			{Name: "tcx", Since: "6.6", Use: "attaches without a qdisc"},
+		},
+		Interfaces: []loader.InterfaceReport{
+			{Name: "lo", Ifindex: 1, Type: "loopback", Up: true, Carrier: true, MTU: 65536, Addresses: []string{"127.0.0.1/8"}, Why: "loopback"},
+			{Name: "eth3", Ifindex: 5, Type: "veth", Up: true, Carrier: true, MTU: 1500, MAC: "02:00:5e:00:53:03",
+				Addresses: []string{"192.168.3.1/24", "2001:db8:3::1/64"}, Zone: "internal", Tapable: true},
+		},
+		Problems: []string{}, Warnings: []string{"eth3: hardware offload"},
+	}
+}
+
+func TestGolden(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+	}{
+		{"status.txt", []string{"status"}},
+		{"status-v.txt", []string{"status", "-v"}},
+		{"status.json", []string{"status", "--json"}},
+		{"mirrors.txt", []string{"mirror", "list"}},
+		{"mirrors.json", []string{"mirror", "list", "--json"}},
+		{"check.txt", []string{"check"}},
+		{"check-config.txt", []string{"check", "-f", "-"}},
+		{"check.json", []string{"check", "--json"}},
+	} {
+		f := &fake{status: exampleStatus(), report: exampleReport()}
+		got := call(f, smallConfig, c.args...)
+		if got.errs != "" || got.stderr != "" || f.opened != loader.ReadOnly {
+			t.Errorf("%v: %+v", c.args, got)
+		}
+		golden(t, c.file, got.stdout)
+		if strings.HasSuffix(c.file, ".json") {
+			continue
+		}
+		for i, line := range strings.Split(got.stdout, "\n") {
+			if n := utf8.RuneCountInString(line); n > 100 {
+				t.Errorf("%s:%d: %d columns", c.file, i+1, n)
+			}
+			if strings.TrimRight(line, " ") != line || strings.ContainsRune(line, '\x1b') {
+				t.Errorf("%s:%d: trailing blanks or escapes: %q", c.file, i+1, line)
+			}
+		}
+	}
+}
+
+// JSON is the loader's struct, whole.
+func TestStatusJSONIsTheStruct(t *testing.T) {
+	got := call(&fake{status: exampleStatus()}, "", "status", "--json")
+	var back loader.Status
+	if err := json.Unmarshal([]byte(got.stdout), &back); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(&back, exampleStatus()) {
+		t.Errorf("got %+v", back)
+	}
+}
+
+func TestNothingToList(t *testing.T) {
+	if got := call(&fake{status: &loader.Status{}}, "", "mirror", "list", "--json"); got != (outcome{stdout: "[]\n"}) {
+		t.Errorf("no mirrors in JSON: %+v", got)
+	}
+	got := call(&fake{status: &loader.Status{}}, "", "mirror", "list")
+	if got != (outcome{stderr: "tapgate: no mirrors; see tapgate mirror add --help\n"}) {
+		t.Errorf("no mirrors: %+v", got)
+	}
+	got = call(&fake{status: &loader.Status{}}, "", "status", "--json")
+	if strings.Contains(got.stdout, "null") {
+		t.Errorf("null for an empty list: %s", got.stdout)
+	}
+}
+
+// Problems of the configuration get their line, once, and are in the JSON too.
+func TestCheckProblems(t *testing.T) {
+	bad := &loader.ConfigError{Path: "zones.internal.interfaces[0]", Err: "no such interface"}
+	newFake := func() *fake {
+		r := exampleReport()
+		r.Problems = []string{bad.Error(), "the kernel is odd"}
+		return &fake{report: r, err: bad}
+	}
+	const line = "stdin:2:27: no such interface"
+	got := call(newFake(), smallConfig, "check", "-f", "-")
+	if got.errs != line || got.code != exitUsage {
+		t.Errorf("%+v", got)
+	}
+	if strings.Contains(got.stdout, "no such interface") || !strings.Contains(got.stdout, "problems\n  the kernel is odd\n") ||
+		strings.Contains(got.stdout, "can be put in force") {
+		t.Errorf("stdout:\n%s", got.stdout)
+	}
+	got = call(newFake(), smallConfig, "check", "-f", "-", "--json")
+	var r loader.Report
+	if err := json.Unmarshal([]byte(got.stdout), &r); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"the kernel is odd", line}; !reflect.DeepEqual(r.Problems, want) || got.code != exitUsage {
+		t.Errorf("exit %d, problems %q, want %q", got.code, r.Problems, want)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	v := versionOf(&debug.BuildInfo{
+		GoVersion: "go1.26.8", Main: debug.Module{Path: "tapgate", Version: "v0.1.0"},
+		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "abc"}, {Key: "vcs.time", Value: "2026-11-22T12:00:00Z"}, {Key: "vcs.modified", Value: "true"}},
+	})
+	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      1\n"
+	if got := v.text(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 1`) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// The layout that version tells is that of the headers.
+func TestLayout(t *testing.T) {
+	abi, err := os.ReadFile("../../headers/abi.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "\n#define TG_LAYOUT " + strconv.Itoa(layout) + "\n"; !strings.Contains(string(abi), want) {
+		t.Errorf("headers/abi.h has no %q", want)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0 B", 999: "999 B", 1000: "1.0 kB", 9949: "9.9 kB", 9951: "10 kB", 12345: "12 kB", 999499: "999 kB",
+		999500: "1.0 MB", 1234567890: "1.2 GB", 1 << 63: "9.2 EB", 1<<64 - 1: "18 EB",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}
