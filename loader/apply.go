@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -91,10 +92,11 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 		return nil, errors.Join(err, g.converge())
 	}
 	result.Warnings = append(result.Warnings, g.resolveNexthops(p)...)
+	before := g.active
 	if err := g.commit(p); err != nil {
 		return nil, errors.Join(err, g.converge())
 	}
-	result.Changes = append(result.Changes, describe(p)...)
+	result.Changes = append(result.Changes, difference(&before, &p.record)...)
 	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
 	}
@@ -244,16 +246,31 @@ func (g *Gateway) commit(p *plan) error {
 	return nil
 }
 
-func describe(p *plan) []string {
+// difference tells what the new generation adds and leaves out.
+func difference(old, now *record) []string {
+	before, after := describe(old), describe(now)
 	var lines []string
-	for _, m := range p.record.Members {
-		if len(m.Programs) > 0 {
-			lines = append(lines, fmt.Sprintf("interface %s: zone %s, role %s", m.Interface, m.Zone, m.Role))
+	for _, line := range before {
+		if !slices.Contains(after, line) {
+			lines = append(lines, "removed: "+line)
 		}
 	}
-	for _, m := range p.record.Mirrors {
+	for _, line := range after {
+		if !slices.Contains(before, line) {
+			lines = append(lines, "added: "+line)
+		}
+	}
+	return lines
+}
+
+func describe(r *record) []string {
+	var lines []string
+	for _, m := range r.Members {
+		lines = append(lines, fmt.Sprintf("interface %s in zone %s (%s)", m.Interface, m.Zone, m.Role))
+	}
+	for _, m := range r.Mirrors {
 		for _, t := range m.Targets {
-			lines = append(lines, fmt.Sprintf("mirror %s: %s (%s)", m.Name, t.Target, t.Interface))
+			lines = append(lines, fmt.Sprintf("mirror %s of %s: %s, by %s", m.Name, strings.Join(m.Zones, ", "), t.Target, t.Interface))
 		}
 	}
 	return lines

@@ -13,7 +13,7 @@ import (
 // Errors that callers tell apart.
 var (
 	// ErrNotAttached: there is no gateway in this network namespace.
-	ErrNotAttached = errors.New("tapgate is not attached here")
+	ErrNotAttached = errors.New("not attached here")
 	// ErrBusy: another tapgate holds the lock.
 	ErrBusy = errors.New("another tapgate is at work")
 	// ErrState: pinned state that this binary does not understand.

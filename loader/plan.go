@@ -72,7 +72,7 @@ func roleNumber(r Role) tapgateTgRole {
 func makePlan(old *record, res *resolved, source string) (*plan, error) {
 	p := &plan{
 		record: record{
-			Layout: layoutVersion, Serial: old.Serial + 1, Applied: time.Now().UTC().Truncate(time.Second), Source: source,
+			Layout: Layout, Serial: old.Serial + 1, Applied: time.Now().UTC().Truncate(time.Second), Source: source,
 		},
 		members:  map[uint32]tapgateTgMember{},
 		targets:  map[uint32]tapgateTgTarget{},

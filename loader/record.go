@@ -9,8 +9,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// layoutVersion is the version of all pinned state: TG_LAYOUT of headers/abi.h.
-const layoutVersion = 1
+// Layout is the version of all pinned state: TG_LAYOUT of headers/abi.h. State of
+// another layout is refused.
+const Layout = 1
 
 // journalKey is the element of the records map behind those of the two generations.
 const journalKey uint32 = 2

@@ -41,7 +41,7 @@ func (g *Gateway) Remove() (*Result, error) {
 // with one rename: a run that is cut short is finished by the next.
 func (g *Gateway) discard() error {
 	return g.ns.do(func() error {
-		g.active = record{Layout: layoutVersion}
+		g.active = record{Layout: Layout}
 		if err := g.converge(); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}

@@ -92,7 +92,7 @@ func loadInto(dir string, ns *namespace, verbose bool) (lock *dirLock, err error
 	}
 	defer coll.Close()
 	if err := writeRecord(coll.Maps[tapgateMapTgRecords], journalKey, journal{
-		Layout: layoutVersion, Inode: ns.inode, Cookie: ns.cookie,
+		Layout: Layout, Inode: ns.inode, Cookie: ns.cookie,
 	}); err != nil {
 		return nil, err
 	}
@@ -183,8 +183,8 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 	if err := readRecord(maps[tapgateMapTgRecords], journalKey, &j); err != nil {
 		return maps, programs, stateError(dir, err)
 	}
-	if j.Layout != layoutVersion {
-		return maps, programs, stateError(dir, fmt.Errorf("layout %d, and this tapgate knows %d", j.Layout, layoutVersion))
+	if j.Layout != Layout {
+		return maps, programs, stateError(dir, fmt.Errorf("layout %d, and this tapgate knows %d", j.Layout, Layout))
 	}
 	return maps, programs, nil
 }

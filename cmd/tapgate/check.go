@@ -79,25 +79,26 @@ func checkText(r *loader.Report, good bool) string {
 	}
 
 	rows = nil
+	var why []string
 	for _, i := range r.Interfaces {
-		tap := "yes"
 		if !i.Tapable {
-			tap = "no: " + i.Why
+			why = append(why, i.Name+": "+i.Why)
 		}
 		zone := i.Zone
 		if zone == "" {
 			zone = "-"
 		}
 		rows = append(rows, []string{
-			i.Name, i.Type, zone, yesNo(i.Up), yesNo(i.Carrier), number(uint64(i.MTU)), strings.Join(i.Addresses, " "), tap,
+			i.Name, i.Type, zone, yesNo(i.Tapable), yesNo(i.Up), yesNo(i.Carrier), number(uint64(i.MTU)),
+			strings.Join(i.Addresses, " "),
 		})
 	}
 	if rows != nil {
 		parts = append(parts, columns("interfaces", []string{
-			"name", "type", "zone", "up", "carrier", ">mtu", "addresses", "can be tapped",
+			"name", "type", "zone", "tappable", "up", "carrier", ">mtu", "addresses",
 		}, rows))
 	}
-	parts = append(parts, bullets("warnings", r.Warnings), bullets("problems", r.Problems))
+	parts = append(parts, bullets("not tappable", why), bullets("warnings", r.Warnings), bullets("problems", r.Problems))
 	if good {
 		parts = append(parts, "the configuration can be put in force\n")
 	}

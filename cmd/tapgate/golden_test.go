@@ -224,7 +224,7 @@ func TestLayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "\n#define TG_LAYOUT " + strconv.Itoa(layout) + "\n"; !strings.Contains(string(abi), want) {
+	if want := "\n#define TG_LAYOUT " + strconv.Itoa(loader.Layout) + "\n"; !strings.Contains(string(abi), want) {
 		t.Errorf("headers/abi.h has no %q", want)
 	}
 }

@@ -214,7 +214,7 @@ func TestDetach(t *testing.T) {
 		t.Errorf("%+v, options %+v", got, f.opt)
 	}
 	f = &fake{err: fmt.Errorf("%w: no state", loader.ErrNotAttached)}
-	if got := call(f, "", "detach"); got != (outcome{stderr: "tapgate: already so: tapgate is not attached here: no state\n"}) {
+	if got := call(f, "", "detach"); got != (outcome{stderr: "tapgate: already so: not attached here: no state\n"}) {
 		t.Errorf("not attached: %+v", got)
 	}
 }

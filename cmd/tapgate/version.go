@@ -5,11 +5,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-)
 
-// layout is TG_LAYOUT of headers/abi.h, the version of the pinned state that the
-// loader in this binary understands.
-const layout = 1
+	"tapgate/loader"
+)
 
 // versionInfo says which tapgate this is.
 type versionInfo struct {
@@ -45,7 +43,7 @@ func newVersionCommand(e *env) *cobra.Command {
 }
 
 func versionOf(info *debug.BuildInfo) versionInfo {
-	v := versionInfo{Version: info.Main.Version, Go: info.GoVersion, Layout: layout}
+	v := versionInfo{Version: info.Main.Version, Go: info.GoVersion, Layout: loader.Layout}
 	if v.Version == "" {
 		v.Version = "(devel)"
 	}

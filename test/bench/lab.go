@@ -23,7 +23,6 @@ var (
 	serverAddr  = netip.MustParseAddr("192.168.3.2")
 	gatewayAddr = netip.MustParseAddr("203.0.113.1") // outside
 	outsideAddr = netip.MustParseAddr("203.0.113.8")
-	sensorAddr  = netip.MustParseAddr("192.168.4.2")
 
 	serverMAC  = mac("02:00:00:00:03:02")
 	insideMAC  = mac("02:00:00:00:03:01") // the gateway's eth3

@@ -3,7 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
+	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -15,7 +16,7 @@ import (
 // time holds that of the programs on the sensor's interface, which the copy
 // passes, and the link's work on it.
 func profile(ctx context.Context, set *settings) error {
-	fmt.Printf("\nBPF programs, udp-both, statistics on (they add some 20-60 ns to each run):\n")
+	fmt.Printf("\nBPF programs, statistics on (they add some 20-60 ns to each run):\n")
 	for _, m := range set.modes {
 		if m.name != "tapgate" && m.name != "tapgate-raw" {
 			continue
@@ -38,26 +39,27 @@ func profileMode(ctx context.Context, set *settings, m mode) error {
 	if err != nil {
 		return fmt.Errorf("enable statistics of BPF programs: %w", err)
 	}
-	defer stats.(io.Closer).Close()
-	before, err := runTimes()
-	if err != nil {
-		return err
-	}
-	if _, err := udp(alternating)(ctx, l); err != nil {
-		return err
-	}
-	after, err := runTimes()
-	if err != nil {
-		return err
-	}
-	for id, a := range after {
-		runs := a.runs - before[id].runs
-		// Others on this machine have programs too, but none so busy now.
-		if runs < uint64(set.packets)/4 {
-			continue
+	defer stats.Close()
+	for _, t := range set.tests {
+		before, err := runTimes()
+		if err != nil {
+			return err
 		}
-		ns := float64(a.ns-before[id].ns) / float64(runs)
-		fmt.Printf("%-12s id %-6d %-16s %9d runs %7.0f ns each\n", m.name, id, a.name, runs, ns)
+		if _, err := t.measure(ctx, l); err != nil {
+			return err
+		}
+		after, err := runTimes()
+		if err != nil {
+			return err
+		}
+		for _, id := range slices.Sorted(maps.Keys(after)) {
+			a, b := after[id], before[id]
+			// Others on this machine have programs too, but hardly any so busy now.
+			if runs := a.runs - b.runs; runs >= 1000 {
+				fmt.Printf("%-9s %-12s id %-6d %-16s %9d runs %7.0f ns each\n",
+					t.name, m.name, id, a.name, runs, float64(a.ns-b.ns)/float64(runs))
+			}
+		}
 	}
 	return nil
 }

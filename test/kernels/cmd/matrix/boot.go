@@ -28,7 +28,7 @@ func boot(ctx context.Context, folder string, k kernels.Kernel, img *image, init
 	if os.Getenv("CI") == "true" {
 		options += " CI=true"
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=single", "-smp", "2", "-m", "1G",
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64,-cx16", "-smp", "2", "-m", "1G",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:"+consolePath, "-serial", "file:"+resultsPath,
 		"-kernel", img.kernel, "-initrd", initramfs, "-append", options)
