@@ -266,7 +266,7 @@ func difference(old, now *record) []string {
 func describe(r *record) []string {
 	var lines []string
 	for _, m := range r.Members {
-		lines = append(lines, fmt.Sprintf("interface %s in zone %s (%s)", m.Interface, m.Zone, m.Role))
+		lines = append(lines, fmt.Sprintf("interface %s (index %d) in zone %s (%s)", m.Interface, m.Ifindex, m.Zone, m.Role))
 	}
 	for _, m := range r.Mirrors {
 		for _, t := range m.Targets {
