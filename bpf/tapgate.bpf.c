@@ -25,7 +25,7 @@ char tg_license[] SEC("license") = "Dual BSD/GPL";
 SEC("tc")
 int tapgate_tap_in(struct __sk_buff *skb)
 {
-	const struct tg_member *m;
+	struct tg_member *m;
 	struct tg_packet p;
 	struct tg_wire w;
 	__u32 gen, slot;
@@ -52,7 +52,7 @@ int tapgate_tap_in(struct __sk_buff *skb)
 SEC("tc")
 int tapgate_tap_out(struct __sk_buff *skb)
 {
-	const struct tg_member *m, *from;
+	struct tg_member *m, *from;
 	__u64 without = 0;
 	struct tg_packet p;
 	struct tg_wire w;
@@ -89,12 +89,13 @@ int tapgate_dmz_out(struct __sk_buff *skb)
 	struct tg_count seen = {.packets = 1, .bytes = skb->len};
 	const struct tg_member *m;
 	enum tg_reason reason;
-	__u32 slot = 0;
+	__u32 slot;
 
 	if (tg_is_copy(skb)) {
-		if (skb->cb[TG_CB_MAGIC] != TG_COPY_MAGIC)
+		if (skb->cb[TG_CB_TASK] >> 8 != TG_COPY_MAGIC)
 			return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &seen);
-		reason = tg_deliver(skb, &slot);
+		slot = skb->cb[TG_CB_WHERE] >> 16 & 0xff;
+		reason = tg_deliver(skb);
 		return tg_finish(slot, TG_EGRESS, reason, &seen);
 	}
 	m = tg_member(tg_generation(), skb->ifindex);
@@ -123,17 +124,21 @@ int tapgate_dmz_in(struct __sk_buff *skb)
 	return tg_finish(m->slot, TG_INGRESS, reason, &w.count);
 }
 
-/* Run by the loader (BPF_PROG_RUN) with cb = {0, generation << 16 | target}:
- * asks for that target's next hop, so that it is known before its first copy. */
+/* Run by the loader (BPF_PROG_RUN) with cb[TG_CB_WHERE]: asks for that target's
+ * next hop, so that it is known before its first copy. */
 SEC("tc")
 int tapgate_ask(struct __sk_buff *skb)
 {
-	__u32 gen = skb->cb[TG_CB_TARGET] >> 16, number = skb->cb[TG_CB_TARGET] & 0xffff;
-	const struct tg_target *t = tg_target(gen, number);
+	__u32 where = skb->cb[TG_CB_WHERE];
+	const struct tg_target *t = tg_target(where >> 24 & 1, where & 0xffff);
+	struct tg_neigh *n;
 
 	if (!t || (t->kind != TG_TARGET_VIA4 && t->kind != TG_TARGET_VIA6))
 		return TC_ACT_SHOT;
+	n = bpf_map_lookup_elem(&tg_neighs, &t->neigh);
+	if (!n)
+		return TC_ACT_SHOT;
 	skb->mark = TG_COPY_MARK;
-	tg_ask(skb, t->ifindex, t->neigh, bpf_ktime_get_boot_ns());
+	tg_ask(skb, t->ifindex, n, where, bpf_ktime_get_boot_ns());
 	return TC_ACT_UNSPEC;
 }

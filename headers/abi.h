@@ -39,10 +39,11 @@ enum tg_direction {
 
 /* Why a packet that a mirror wanted did not become a copy on the sensor's link. */
 enum tg_skip {
-	TG_SKIP_UNRESOLVED = 0, /* no MAC for the next hop, or it stopped answering */
-	TG_SKIP_TOO_BIG,	/* larger than the MTU of the sensor's interface */
-	TG_SKIP_CLONE_ERROR,	/* the kernel refused the clone: no such interface, no memory */
-	TG_SKIP_UNDELIVERED,	/* no delivery program of ours ran on the sensor's interface */
+	TG_SKIP_UNRESOLVED = 0, /* no MAC for the next hop, or it stopped answering: not cloned */
+	TG_SKIP_TOO_BIG,	/* larger than the MTU of the sensor's interface: not cloned */
+	TG_SKIP_CLONE_ERROR, /* the kernel refused the clone, or finishing it: no such interface, no
+				memory */
+	TG_SKIP_UNDELIVERED, /* no delivery program of ours ran on the sensor's interface */
 	TG_SKIP_REASONS,
 };
 
@@ -55,9 +56,7 @@ enum tg_reason {
 	TG_PASS_HOST,		    /* dmz egress: not a copy, the gateway's own or routed */
 	TG_PASS_DELIVERED,	    /* dmz egress: a copy, handed to the link */
 	TG_PASS_ASKED,		    /* dmz egress: our own neighbour question */
-	TG_DROP_COPY_UNRESOLVED,    /* dmz egress: a copy without next-hop MAC */
-	TG_DROP_COPY_TOO_BIG,	    /* dmz egress: a copy above the MTU */
-	TG_DROP_COPY_FAILED,	    /* dmz egress: target gone, or the rewrite failed */
+	TG_DROP_COPY_FAILED,	    /* dmz egress: a copy or question that could not be finished */
 	TG_PASS_NEIGHBOUR_ANSWER,   /* dmz ingress: an answer to us */
 	TG_PASS_NEIGHBOUR_QUESTION, /* dmz ingress: a question for us */
 	TG_DROP_NEIGHBOUR_LEARNED,  /* dmz ingress: an announcement, learned and dropped */
@@ -103,12 +102,20 @@ struct tg_member_count {
 	__u64 duplicates;	   /* mirrors passed over: they copied it where it came in */
 };
 
-/* One copy to make: an entry of tg_member. Entries of a mirror are neighbours. */
+/* One copy to make: an entry of tg_member, with all that the hot path needs.
+ * Entries of a mirror are neighbours. */
 struct tg_copy {
 	__u32 ifindex; /* of the dmz interface */
+	__u32 mtu;     /* of it: when applied, or as the kernel last said */
+	__u32 tick;    /* of the kernel's clock when MTU and next hop were last looked at */
 	__u16 target;  /* index into targets and target ledgers */
+	__u16 neigh;   /* via: index into tg_neighs */
 	__u8 mirror;   /* index into mirror ledgers; bit in tg_member.mirrors */
 	__u8 last;     /* 1: last entry of this mirror */
+	__u8 kind;     /* enum tg_target_kind */
+	__u8 slot;     /* counters of the dmz interface */
+	__u8 dmac[6];  /* l2 with a fixed destination */
+	__u8 smac[6];  /* via: of the dmz interface */
 };
 
 /* One interface of the active generation, by ifindex. */
@@ -121,16 +128,15 @@ struct tg_member {
 	struct tg_copy copies[TG_MAX_COPIES];
 };
 
-/* One target. Addresses are IPv6 or IPv4-mapped IPv6. */
+/* One target: what a question for its next hop needs. Addresses are IPv6 or
+ * IPv4-mapped IPv6. */
 struct tg_target {
 	enum tg_target_kind kind;
 	__u32 ifindex;
-	__u32 neigh; /* via: index into tg_neighs */
-	__u32 mtu;   /* of the dmz interface when applied; used where the kernel cannot be asked */
+	__u32 neigh;
 	__u8 smac[6];
-	__u8 dmac[6];	  /* l2 with a fixed destination */
-	__u32 slot;	  /* counters of the dmz interface */
-	__u8 source[16];  /* ours, for questions */
+	__u8 pad[2];
+	__u8 source[16];  /* ours */
 	__u8 nexthop[16]; /* the sensor, or the router before it */
 };
 

@@ -43,8 +43,7 @@ static __always_inline int tg_learn(__u32 ifindex, const __u8 *addr, int v6, con
 	return 1;
 }
 
-static __always_inline enum tg_reason tg_dmz_arp(const struct tg_packet *p, __u32 ifindex,
-						 int to_us)
+static __always_inline enum tg_reason tg_dmz_arp(struct tg_packet *p, __u32 ifindex, int to_us)
 {
 	const struct tg_arp *arp = tg_at(p, p->l3, sizeof(*arp));
 	int learned;
@@ -62,7 +61,7 @@ static __always_inline enum tg_reason tg_dmz_arp(const struct tg_packet *p, __u3
 	return learned ? TG_DROP_NEIGHBOUR_LEARNED : TG_DROP_FROM_DMZ;
 }
 
-static __always_inline enum tg_reason tg_dmz_nd(const struct tg_packet *p, __u32 ifindex, int to_us)
+static __always_inline enum tg_reason tg_dmz_nd(struct tg_packet *p, __u32 ifindex, int to_us)
 {
 	const struct tg_ip6 *ip = tg_at(p, p->l3, sizeof(*ip));
 	const struct tg_solicit *nd; /* an advertisement has the same shape */
@@ -97,7 +96,7 @@ static __always_inline enum tg_reason tg_dmz_nd(const struct tg_packet *p, __u32
 }
 
 /* Judges a frame from the dmz. Tagged frames are of no network of ours. */
-static __always_inline enum tg_reason tg_dmz(const struct tg_packet *p, __u32 ifindex, int to_us)
+static __always_inline enum tg_reason tg_dmz(struct tg_packet *p, __u32 ifindex, int to_us)
 {
 	if (p->tags)
 		return TG_DROP_FROM_DMZ;

@@ -24,7 +24,7 @@ static __always_inline __u32 tg_generation(void)
 }
 
 /* NULL: the interface is not in that generation. */
-static __always_inline const struct tg_member *tg_member(__u32 gen, __u32 ifindex)
+static __always_inline struct tg_member *tg_member(__u32 gen, __u32 ifindex)
 {
 	void *members = bpf_map_lookup_elem(&tg_members, &gen);
 

@@ -92,22 +92,16 @@ struct {
 	__type(value, struct tg_member_count);
 } tg_seen SEC(".maps");
 
-/* How delivery tells the program that made the copy what became of it. Both run
- * on one CPU, one inside the other's bpf_clone_redirect, with bottom halves off. */
+/* How delivery tells the tap that it ran. Both run on one CPU, one inside the
+ * other's bpf_clone_redirect, with bottom halves off. */
 enum tg_outcome {
 	TG_OUTCOME_NONE = 0, /* delivery did not run */
 	TG_OUTCOME_COPIED,
-	TG_OUTCOME_UNRESOLVED,
-	TG_OUTCOME_TOO_BIG,
 	TG_OUTCOME_FAILED,
 };
 
 struct tg_report {
-	__u32 outcome; /* enum tg_outcome */
-	__u32 ask;     /* 1: the next hop should be asked for */
-	__u64 now;     /* boot time, ns, with ask */
-	__u32 neigh;   /* with ask */
-	__u32 pad;
+	enum tg_outcome outcome;
 };
 
 struct {

@@ -38,19 +38,23 @@ struct tg_packet {
 	__u8 fragment;	 /* 1: one of several; ports are there in the first only */
 	__be16 l3_proto; /* EtherType behind the tags */
 	__u16 l3;
-	__u16 l4; /* 0: not found */
+	__u16 l4;	/* 0: not found */
+	__u8 elsewhere; /* 1: a header lies in the frame, but not before `end` */
 };
 
 /* A header at an offset, or NULL if that much is not there. */
-static __always_inline void *tg_at(const struct tg_packet *p, __u32 off, __u32 len)
+static __always_inline void *tg_at(struct tg_packet *p, __u32 off, __u32 len)
 {
 	void *h;
 
 	if (off > TG_HEADROOM)
 		return NULL;
 	h = p->start + off;
-	if (h + len > p->end)
+	if (h + len > p->end) {
+		if (off + len <= p->len)
+			p->elsewhere = 1;
 		return NULL;
+	}
 	return h;
 }
 
@@ -117,7 +121,12 @@ static __always_inline void tg_parse(struct tg_packet *p)
 	int i;
 
 	p->tags = p->outer_tag;
+	p->l4_proto = 0;
+	p->fragment = 0;
+	p->elsewhere = 0;
+	p->l3_proto = 0;
 	p->l3 = off;
+	p->l4 = 0;
 	if (!eth)
 		return;
 	proto = eth->h_proto;
@@ -139,6 +148,11 @@ static __always_inline void tg_parse(struct tg_packet *p)
 		tg_parse_ipv4(p);
 	else if (proto == bpf_htons(ETH_P_IPV6))
 		tg_parse_ipv6(p);
+	/* What wire.h will look at; other headers may stay where they are. */
+	if (p->l4 && !p->fragment && p->l4_proto == IPPROTO_TCP)
+		tg_at(p, p->l4, sizeof(struct tcphdr));
+	if (p->l4 && !p->fragment && p->l4_proto == IPPROTO_UDP)
+		tg_at(p, p->l4, 8);
 }
 
 #endif

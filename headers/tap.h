@@ -7,6 +7,7 @@
 #define TG_TAP_H
 
 #include "abi.h"
+#include "compat.h"
 #include "copy.h"
 #include "maps.h"
 #include "neigh.h"
@@ -46,40 +47,94 @@ static __always_inline void tg_refused(void *ledgers, __u32 number, enum tg_dire
 	l->refused.bytes += bytes;
 }
 
-static __always_inline __u32 tg_skip_of(__u32 outcome, long result)
+/* Sends a clone that delivery turns into a question for the next hop. */
+static __always_inline void tg_ask(struct __sk_buff *skb, __u32 ifindex, struct tg_neigh *n,
+				   __u32 where, __u64 now)
 {
-	switch (outcome) {
-	case TG_OUTCOME_COPIED:
-		return TG_SKIP_REASONS;
-	case TG_OUTCOME_UNRESOLVED:
-		return TG_SKIP_UNRESOLVED;
-	case TG_OUTCOME_TOO_BIG:
-		return TG_SKIP_TOO_BIG;
-	case TG_OUTCOME_FAILED:
-		return TG_SKIP_CLONE_ERROR;
-	}
-	return result < 0 ? TG_SKIP_CLONE_ERROR : TG_SKIP_UNDELIVERED;
+	if (!tg_neigh_claim_ask(n, now))
+		return;
+	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | TG_TASK_ASK;
+	skb->cb[TG_CB_WHERE] = where;
+	tg_neigh_asked(n, bpf_clone_redirect(skb, ifindex, 0));
 }
 
-/* Sends one more clone, which delivery turns into a question for the next hop. */
-static __always_inline void tg_ask(struct __sk_buff *skb, __u32 ifindex, __u32 number, __u64 now)
+/* What costs time and changes slowly, once in a tick of the kernel's clock (1 to
+ * 10 ms): the MTU as it is now, and whether to ask for the next hop again. */
+static __always_inline void tg_tap_tick(struct __sk_buff *skb, struct tg_copy *c,
+					struct tg_neigh *n, __u32 where)
 {
-	struct tg_neigh *n = bpf_map_lookup_elem(&tg_neighs, &number);
-	long result;
+	__u32 tick = bpf_jiffies64(), mtu = 0;
+	__u64 now;
 
-	if (!n || !tg_neigh_claim_ask(n, now))
+	if (tick == c->tick)
 		return;
-	skb->cb[TG_CB_MAGIC] = TG_COPY_MAGIC;
-	skb->cb[TG_CB_ASK] = 1;
-	result = bpf_clone_redirect(skb, ifindex, 0);
-	skb->cb[TG_CB_ASK] = 0;
-	tg_neigh_asked(n, result);
+	c->tick = tick;
+	if (tg_have_check_mtu) {
+		/* Called for the MTU that it writes; what it thinks of the length
+		 * does not matter, since it knows nothing of tags and segments. */
+		bpf_check_mtu(skb, c->ifindex, &mtu, 0, 0);
+		if (mtu)
+			c->mtu = mtu;
+	}
+	if (!n)
+		return;
+	now = bpf_ktime_get_boot_ns();
+	if (!(n->mac & TG_MAC_VALID) || now > n->confirmed + TG_ASK_AFTER)
+		tg_ask(skb, c->ifindex, n, where, now);
+}
+
+/* One copy for one target: TG_SKIP_REASONS if it was made, else why not. */
+static __always_inline __u32 tg_tap_one(struct __sk_buff *skb, struct tg_copy *c,
+					struct tg_report *report, __u32 gen, __u32 l3_len,
+					long *result)
+{
+	__u32 where = tg_where(gen, c->slot, c->target), number = c->neigh;
+	struct tg_neigh *n = NULL;
+	__u32 task = TG_TASK_AS_IS;
+	__u64 mac;
+
+	*result = 0;
+	if (c->kind == TG_TARGET_VIA4 || c->kind == TG_TARGET_VIA6) {
+		n = bpf_map_lookup_elem(&tg_neighs, &number);
+		if (!n)
+			return TG_SKIP_CLONE_ERROR;
+		task = TG_TASK_MACS;
+	} else if (c->kind == TG_TARGET_L2_MAC) {
+		task = TG_TASK_DMAC;
+	}
+	tg_tap_tick(skb, c, n, where);
+	if (l3_len > c->mtu)
+		return TG_SKIP_TOO_BIG;
+	if (n) {
+		mac = *(volatile __u64 *)&n->mac;
+		if (!(mac & TG_MAC_VALID) || n->unanswered >= TG_UNANSWERED_MAX)
+			return TG_SKIP_UNRESOLVED;
+		skb->cb[TG_CB_MACS] = mac;
+		skb->cb[TG_CB_MACS + 1] = (mac >> 32 & 0xffff) | *(__u16 *)c->smac << 16;
+		skb->cb[TG_CB_MACS + 2] = *(__u16 *)(c->smac + 2) | *(__u16 *)(c->smac + 4) << 16;
+	} else if (task == TG_TASK_DMAC) {
+		skb->cb[TG_CB_MACS] = *(__u16 *)c->dmac | *(__u16 *)(c->dmac + 2) << 16;
+		skb->cb[TG_CB_MACS + 1] = *(__u16 *)(c->dmac + 4);
+	}
+	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | task;
+	skb->cb[TG_CB_WHERE] = where;
+	report->outcome = TG_OUTCOME_NONE;
+	*result = bpf_clone_redirect(skb, c->ifindex, 0);
+	switch (report->outcome) {
+	case TG_OUTCOME_COPIED:
+		return TG_SKIP_REASONS;
+	case TG_OUTCOME_FAILED:
+		return TG_SKIP_CLONE_ERROR;
+	case TG_OUTCOME_NONE:
+		break;
+	}
+	return *result < 0 ? TG_SKIP_CLONE_ERROR : TG_SKIP_UNDELIVERED;
 }
 
 /* Makes the copies of a member, but for mirrors in `without`. Packet pointers
  * are invalid afterwards. The original is as it was: bpf_clone_redirect gives
  * it its own data, and mark and cb are put back. */
-static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, const struct tg_member *m,
+static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, struct tg_member *m,
 				   __u64 without, enum tg_direction dir, const struct tg_wire *w)
 {
 	__u32 bytes = skb->len;
@@ -91,9 +146,9 @@ static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, const struc
 	report = bpf_map_lookup_elem(&tg_report, &zero);
 	if (!report)
 		return;
-	tg_dress(skb, &original, w->l3_len);
+	tg_dress(skb, &original);
 	for (i = 0; i < TG_MAX_COPIES; i++) {
-		const struct tg_copy *c = &m->copies[i];
+		struct tg_copy *c = &m->copies[i];
 		__u32 skip;
 		long result;
 
@@ -101,12 +156,7 @@ static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, const struc
 			break;
 		if (without & 1ULL << (c->mirror & 63))
 			continue;
-		report->outcome = TG_OUTCOME_NONE;
-		report->ask = 0;
-		skb->cb[TG_CB_TARGET] = gen << 16 | c->target;
-		result = bpf_clone_redirect(skb, c->ifindex, 0);
-
-		skip = tg_skip_of(report->outcome, result);
+		skip = tg_tap_one(skb, c, report, gen, w->l3_len, &result);
 		tg_account(&tg_target_led, c->target, dir, skip, &w->count);
 		if (skip != TG_SKIP_REASONS && skipped == TG_SKIP_REASONS)
 			skipped = skip;
@@ -118,8 +168,6 @@ static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, const struc
 			tg_account(&tg_mirror_led, c->mirror, dir, skipped, &w->count);
 			skipped = TG_SKIP_REASONS;
 		}
-		if (report->ask)
-			tg_ask(skb, c->ifindex, report->neigh, report->now);
 	}
 	tg_undress(skb, &original);
 }

@@ -11,9 +11,8 @@
 #include "maps.h"
 #include "wire.h"
 
-#define TG_DROPS                                                                                  \
-	(1u << TG_DROP_COPY_UNRESOLVED | 1u << TG_DROP_COPY_TOO_BIG | 1u << TG_DROP_COPY_FAILED | \
-	 1u << TG_DROP_NEIGHBOUR_LEARNED | 1u << TG_DROP_FROM_DMZ)
+#define TG_DROPS \
+	(1u << TG_DROP_COPY_FAILED | 1u << TG_DROP_NEIGHBOUR_LEARNED | 1u << TG_DROP_FROM_DMZ)
 
 /* Pass is "no opinion": TC_ACT_UNSPEC and TCX_NEXT are the same number, so
  * programs and filters of others still run. TC_ACT_SHOT and TCX_DROP are, too. */

@@ -19,7 +19,7 @@ struct tg_wire {
 
 /* Length of the headers that every segment repeats, or 0 if not known. A tunnel's
  * inner headers are not looked at: bytes of GSO packets inside tunnels are too few. */
-static __always_inline __u32 tg_gso_headers(const struct tg_packet *p)
+static __always_inline __u32 tg_gso_headers(struct tg_packet *p)
 {
 	const struct tcphdr *tcp;
 
@@ -38,7 +38,7 @@ static __always_inline __u32 tg_gso_headers(const struct tg_packet *p)
 }
 
 /* Needs tg_parse. */
-static __always_inline void tg_wire_of(const struct tg_packet *p, struct tg_wire *w)
+static __always_inline void tg_wire_of(struct tg_packet *p, struct tg_wire *w)
 {
 	__u32 headers, segs, payload;
 
@@ -68,7 +68,7 @@ static __always_inline void tg_wire_of(const struct tg_packet *p, struct tg_wire
 /* A tag for the addresses, protocol and ports of an IP packet, never 0; 0 for
  * all else. Carried from ingress to egress it tells whether a packet still
  * wears the headers it was copied with. */
-static __always_inline __u16 tg_header_tag(const struct tg_packet *p)
+static __always_inline __u16 tg_header_tag(struct tg_packet *p)
 {
 	__u64 h = p->l4_proto;
 	const __u32 *ports;

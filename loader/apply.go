@@ -19,8 +19,11 @@ func Apply(opt Options, cfg Config) (*Result, error) {
 		return nil, err
 	}
 	g, err := openOrCreate(opt)
-	if err != nil {
+	if errors.Is(err, ErrBusy) {
 		return nil, err
+	}
+	if err != nil { // folders that were made for it must not stay
+		return nil, errors.Join(err, sweep(opt))
 	}
 	fresh := g.active.Serial == 0
 	res, err := g.Apply(cfg)

@@ -36,6 +36,18 @@ type Result struct {
 // ErrBusy if the lock is held for too long, ErrState if this binary does not
 // understand what is pinned.
 func Open(opt Options, mode Mode) (*Gateway, error) {
+	g, err := openAnyBuild(opt, mode)
+	if err == nil && mode == ReadWrite {
+		if err = sameBuild(g.programs); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+	}
+	return g, err
+}
+
+// openAnyBuild is Open also for a writer whose programs are not those that run:
+// with the same layout they can be taken away, if not changed.
+func openAnyBuild(opt Options, mode Mode) (*Gateway, error) {
 	ns, err := openNamespace(opt.Netns)
 	if err != nil {
 		return nil, err
@@ -59,9 +71,6 @@ func Open(opt Options, mode Mode) (*Gateway, error) {
 	if err == nil && g.active.Serial == 0 {
 		err = fmt.Errorf("%w: an apply was cut short before it took effect; apply again, or \"tapgate detach\"", ErrNotAttached)
 	}
-	if err == nil && mode == ReadWrite {
-		err = sameBuild(g.programs)
-	}
 	if err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -71,15 +80,17 @@ func Open(opt Options, mode Mode) (*Gateway, error) {
 // openLocked takes over ns and lock, also when it fails.
 func openLocked(opt Options, ns *namespace, dir string, lock *dirLock) (*Gateway, error) {
 	g := &Gateway{opt: opt, ns: ns, dir: dir, lock: lock}
-	var err error
-	g.maps, g.programs, err = openPins(dir)
-	if err == nil {
-		err = g.readRecords()
-	}
-	if err != nil {
+	if err := g.read(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
+}
+
+func (g *Gateway) read() (err error) {
+	if g.maps, g.programs, err = openPins(g.dir); err != nil {
+		return err
+	}
+	return g.readRecords()
 }
 
 // openOrCreate is Open for a writer that makes what is missing; state that is
@@ -129,9 +140,14 @@ func lockOrCreate(opt Options, ns *namespace) (*Gateway, error) {
 		if err != nil {
 			return nil, err
 		}
-		if lock != nil {
-			return openLocked(opt, ns, dir, lock)
+		if lock == nil {
+			continue
 		}
+		g := &Gateway{opt: opt, ns: ns, dir: dir, lock: lock}
+		if err := g.read(); err != nil { // it is ours alone, and nothing is attached yet
+			return nil, errors.Join(err, os.RemoveAll(dir), g.Close())
+		}
+		return g, nil
 	}
 }
 
@@ -176,10 +192,11 @@ func (g *Gateway) readRecords() error {
 	g.slot = uint32(word & 1)
 	records := g.maps[tapgateMapTgRecords]
 	g.active, g.journal = record{}, journal{}
-	if err := readRecord(records, g.slot, &g.active); err != nil {
-		return err
+	err := errors.Join(readRecord(records, g.slot, &g.active), readRecord(records, journalKey, &g.journal))
+	if err != nil {
+		return stateError(g.dir, err)
 	}
-	return readRecord(records, journalKey, &g.journal)
+	return nil
 }
 
 func (g *Gateway) writeJournal() error {

@@ -50,10 +50,10 @@ func (g *Gateway) resolveNexthops(p *plan) (warnings []string) {
 
 // ask makes the data plane ask for a target's next hop.
 func (g *Gateway) ask(generation, number uint32) error {
-	// struct __sk_buff as far as cb; all but cb stays zero.
+	// struct __sk_buff as far as cb; all but cb[TG_CB_WHERE] stays zero.
 	const cb, size = 48, 68
 	ctx := make([]byte, size)
-	binary.NativeEndian.PutUint32(ctx[cb+4:], generation<<16|number)
+	binary.NativeEndian.PutUint32(ctx[cb+4*4:], generation<<24|number)
 	frame := make([]byte, 64)
 	binary.BigEndian.PutUint16(frame[12:], 0x88b5) // IEEE 802: local experiments
 	_, err := g.programs[tapgateProgTapgateAsk].Run(&ebpf.RunOptions{Data: frame, Context: ctx})

@@ -152,15 +152,21 @@ func (p *plan) placeMirrors(old *record, res *resolved, slots map[int]uint32) er
 			r.Number = number
 			p.freshMirrors = append(p.freshMirrors, number)
 		}
-		for _, t := range m.targets {
-			tr, err := p.placeTarget(before, t, targetNumbers, neighs, slots)
+		var copies []tapgateTgCopy
+		for i, t := range m.targets {
+			tr, entry, err := p.placeTarget(before, t, targetNumbers, neighs, slots)
 			if err != nil {
 				return err
 			}
+			entry.Mirror = uint8(r.Number)
+			if i == len(m.targets)-1 {
+				entry.Last = 1
+			}
 			r.Targets = append(r.Targets, tr)
+			copies = append(copies, entry)
 		}
 		p.record.Mirrors = append(p.record.Mirrors, r)
-		if err := p.addCopies(m, r); err != nil {
+		if err := p.addCopies(m, r.Number, copies); err != nil {
 			return err
 		}
 	}
@@ -169,7 +175,7 @@ func (p *plan) placeMirrors(old *record, res *resolved, slots map[int]uint32) er
 	return nil
 }
 
-func (p *plan) placeTarget(before *mirrorRecord, t target, n *numbers, neighs *neighNumbers, slots map[int]uint32) (targetRecord, error) {
+func (p *plan) placeTarget(before *mirrorRecord, t target, n *numbers, neighs *neighNumbers, slots map[int]uint32) (targetRecord, tapgateTgCopy, error) {
 	r := targetRecord{Target: t.String(), Interface: t.device.name, Ifindex: t.device.index}
 	same := func(o targetRecord) bool { return o.Target == r.Target && o.Ifindex == r.Ifindex }
 	known := -1
@@ -181,30 +187,32 @@ func (p *plan) placeTarget(before *mirrorRecord, t target, n *numbers, neighs *n
 	} else {
 		number, err := n.take()
 		if err != nil {
-			return r, err
+			return r, tapgateTgCopy{}, err
 		}
 		r.Number = number
 		p.freshTargets = append(p.freshTargets, number)
 	}
 
-	out := tapgateTgTarget{
-		Ifindex: uint32(t.device.index), Mtu: uint32(t.device.mtu), Slot: slots[t.device.index],
+	out := tapgateTgTarget{Ifindex: uint32(t.device.index)}
+	entry := tapgateTgCopy{
+		Ifindex: out.Ifindex, Mtu: uint32(t.device.mtu), Target: uint16(r.Number), Slot: uint8(slots[t.device.index]),
 	}
 	copy(out.Smac[:], t.device.mac)
+	copy(entry.Smac[:], t.device.mac)
 	switch {
 	case !t.Via.IsValid():
 		out.Kind = tapgateTgTargetKindTG_TARGET_L2
 		if t.MAC != nil {
 			out.Kind = tapgateTgTargetKindTG_TARGET_L2MAC
-			copy(out.Dmac[:], t.MAC)
+			copy(entry.Dmac[:], t.MAC)
 		}
 	default:
 		number, err := neighs.of(t.device.index, t.Via)
 		if err != nil {
-			return r, err
+			return r, entry, err
 		}
 		r.Neigh = &number
-		out.Neigh = number
+		out.Neigh, entry.Neigh = number, uint16(number)
 		out.Kind = tapgateTgTargetKindTG_TARGET_VIA6
 		if t.Via.Unmap().Is4() {
 			out.Kind = tapgateTgTargetKindTG_TARGET_VIA4
@@ -215,22 +223,19 @@ func (p *plan) placeTarget(before *mirrorRecord, t target, n *numbers, neighs *n
 			Kind: tapgateTgNexthopKindTG_NEXTHOP_SENSOR, Neigh: number,
 		}
 	}
+	entry.Kind = uint8(out.Kind)
 	p.targets[r.Number] = out
-	return r, nil
+	return r, entry, nil
 }
 
-// addCopies lists the mirror's targets at each interface it taps.
-func (p *plan) addCopies(m resolvedMirror, r mirrorRecord) error {
+// addCopies lists the mirror's copies at each interface it taps.
+func (p *plan) addCopies(m resolvedMirror, number uint32, copies []tapgateTgCopy) error {
 	for _, on := range m.members {
 		entry := p.members[uint32(on.index)]
-		entry.Mirrors |= 1 << r.Number
-		for i, t := range r.Targets {
+		entry.Mirrors |= 1 << number
+		for _, c := range copies {
 			if int(entry.Ncopies) == len(entry.Copies) {
 				return configErrorf("mirrors", "more than %d copies of each packet on %s", len(entry.Copies), on.name)
-			}
-			c := tapgateTgCopy{Ifindex: uint32(t.Ifindex), Target: uint16(t.Number), Mirror: uint8(r.Number)}
-			if i == len(r.Targets)-1 {
-				c.Last = 1
 			}
 			entry.Copies[entry.Ncopies] = c
 			entry.Ncopies++

@@ -97,7 +97,7 @@ func readRecord(m *ebpf.Map, key uint32, into any) error {
 		return nil
 	}
 	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("%w: record %d is not readable: %v", ErrState, key, err)
+		return fmt.Errorf("record %d is not readable: %w", key, err)
 	}
 	return nil
 }

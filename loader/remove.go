@@ -6,13 +6,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/cilium/ebpf"
 )
 
 // Detach takes the gateway of a namespace away. Nothing to take away is done
 // already. With opt.Force it also removes state that this binary does not
-// understand: links and pins go; what else that state changed is not known.
+// understand: links and pins go, and what else that state changed is put back
+// only if its journal can be read.
 func Detach(opt Options) (*Result, error) {
-	g, err := Open(opt, ReadWrite)
+	g, err := openAnyBuild(opt, ReadWrite)
 	switch {
 	case err == nil:
 		res, err := g.Remove()
@@ -120,14 +123,35 @@ func detachForeign(opt Options, why error) (*Result, error) {
 	}
 	var errs []error
 	for _, pin := range pins {
-		errs = append(errs, removeTCX(filepath.Join(dir, linksDir, fmt.Sprint(pin.ifindex), pin.program)))
+		err := removeTCX(filepath.Join(dir, linksDir, fmt.Sprint(pin.ifindex), pin.program))
+		if !errors.Is(err, ErrState) { // no link, but something that goes with the folder
+			errs = append(errs, err)
+		}
 	}
-	errs = append(errs, ns.do(removeAllFilters), os.RemoveAll(dir))
-	result := &Result{
-		Changes:  []string{"removed state of another tapgate from " + dir},
-		Warnings: []string{"offload settings and qdiscs that it changed are not known and stay as they are"},
+	result := &Result{Changes: []string{"removed state of another tapgate from " + dir}}
+	g := &Gateway{opt: opt, ns: ns, dir: dir}
+	if !g.salvageJournal() {
+		result.Warnings = []string{"offload settings and qdiscs that it changed are not known and stay as they are"}
 	}
+	errs = append(errs, ns.do(func() error {
+		return errors.Join(removeAllFilters(), g.dropQdiscs(nil), g.restoreOffloads(nil))
+	}), os.RemoveAll(dir))
 	return result, errors.Join(errors.Join(errs...), sweep(opt))
+}
+
+// salvageJournal reads the journal of state that is not understood as a whole.
+func (g *Gateway) salvageJournal() bool {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(g.dir, mapsDir, tapgateMapTgRecords), nil)
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	var j journal
+	if m.Type() != ebpf.Array || m.KeySize() != 4 || readRecord(m, journalKey, &j) != nil || j.Layout != Layout || j.Cookie != g.ns.cookie {
+		return false
+	}
+	g.journal = j
+	return true
 }
 
 // sweep removes the folder above when it is empty, and the BPF filesystem if it

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,6 +157,13 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 			closePins(maps, programs)
 		}
 	}()
+	stranger, err := foreignIn(dir)
+	if err == nil && stranger != "" {
+		err = fmt.Errorf("%s is not of this tapgate's making", stranger)
+	}
+	if err != nil {
+		return maps, programs, stateError(dir, err)
+	}
 	for _, name := range pinnedMaps {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapsDir, name), nil)
 		if err != nil {
@@ -187,6 +195,42 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 		return maps, programs, stateError(dir, fmt.Errorf("layout %d, and this tapgate knows %d", j.Layout, Layout))
 	}
 	return maps, programs, nil
+}
+
+// foreignIn finds something in the folder of a state that this tapgate does not put
+// there: it is another version's or another program's, and not to be deleted unasked.
+func foreignIn(dir string) (found string, err error) {
+	files := map[string][]string{mapsDir: pinnedMaps, programsDir: pinnedPrograms, linksDir: slices.Concat(tapPrograms, dmzPrograms)}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		parts := strings.Split(rel, string(filepath.Separator))
+		known, ok := files[parts[0]]
+		folders := 1 // above the files
+		if parts[0] == linksDir {
+			folders = 2
+		}
+		switch depth := len(parts); {
+		case depth > folders:
+			ok = ok && !d.IsDir() && slices.Contains(known, parts[depth-1])
+		case depth == 2:
+			_, err := strconv.Atoi(parts[1])
+			ok = ok && d.IsDir() && err == nil
+		default:
+			ok = ok && d.IsDir()
+		}
+		if !ok {
+			found = rel
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found, err
 }
 
 func stateError(dir string, err error) error {

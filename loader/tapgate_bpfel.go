@@ -16,9 +16,16 @@ import (
 type tapgateTgCopy struct {
 	_       structs.HostLayout
 	Ifindex uint32
+	Mtu     uint32
+	Tick    uint32
 	Target  uint16
+	Neigh   uint16
 	Mirror  uint8
 	Last    uint8
+	Kind    uint8
+	Slot    uint8
+	Dmac    [6]uint8
+	Smac    [6]uint8
 }
 
 type tapgateTgCount struct {
@@ -56,7 +63,7 @@ type tapgateTgMember struct {
 type tapgateTgMemberCount struct {
 	_          structs.HostLayout
 	Seen       tapgateTgCount
-	Reasons    [14]uint64
+	Reasons    [12]uint64
 	Duplicates uint64
 }
 
@@ -104,14 +111,12 @@ const (
 	tapgateTgReasonTG_PASS_HOST               tapgateTgReason = 4
 	tapgateTgReasonTG_PASS_DELIVERED          tapgateTgReason = 5
 	tapgateTgReasonTG_PASS_ASKED              tapgateTgReason = 6
-	tapgateTgReasonTG_DROP_COPY_UNRESOLVED    tapgateTgReason = 7
-	tapgateTgReasonTG_DROP_COPY_TOO_BIG       tapgateTgReason = 8
-	tapgateTgReasonTG_DROP_COPY_FAILED        tapgateTgReason = 9
-	tapgateTgReasonTG_PASS_NEIGHBOUR_ANSWER   tapgateTgReason = 10
-	tapgateTgReasonTG_PASS_NEIGHBOUR_QUESTION tapgateTgReason = 11
-	tapgateTgReasonTG_DROP_NEIGHBOUR_LEARNED  tapgateTgReason = 12
-	tapgateTgReasonTG_DROP_FROM_DMZ           tapgateTgReason = 13
-	tapgateTgReasonTG_REASONS                 tapgateTgReason = 14
+	tapgateTgReasonTG_DROP_COPY_FAILED        tapgateTgReason = 7
+	tapgateTgReasonTG_PASS_NEIGHBOUR_ANSWER   tapgateTgReason = 8
+	tapgateTgReasonTG_PASS_NEIGHBOUR_QUESTION tapgateTgReason = 9
+	tapgateTgReasonTG_DROP_NEIGHBOUR_LEARNED  tapgateTgReason = 10
+	tapgateTgReasonTG_DROP_FROM_DMZ           tapgateTgReason = 11
+	tapgateTgReasonTG_REASONS                 tapgateTgReason = 12
 )
 
 type tapgateTgRole uint32
@@ -139,10 +144,8 @@ type tapgateTgTarget struct {
 	Kind    tapgateTgTargetKind
 	Ifindex uint32
 	Neigh   uint32
-	Mtu     uint32
 	Smac    [6]uint8
-	Dmac    [6]uint8
-	Slot    uint32
+	Pad     [2]uint8
 	Source  [16]uint8
 	Nexthop [16]uint8
 }

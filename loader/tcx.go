@@ -97,17 +97,21 @@ func openTCX(pin string) (link.Link, *link.Info, error) {
 		return nil, nil, fmt.Errorf("open link %s: %w", pin, err)
 	}
 	if err != nil { // a map or a program
-		return nil, nil, fmt.Errorf("%w: open link %s: %w", ErrState, pin, err)
+		return nil, nil, notTCX(pin)
 	}
 	info, err := l.Info()
 	if err == nil && info.TCX() == nil {
-		err = fmt.Errorf("%w: %s is not a TCX link", ErrState, pin)
+		err = notTCX(pin)
 	}
 	if err != nil {
 		l.Close()
 		return nil, nil, err
 	}
 	return l, info, nil
+}
+
+func notTCX(pin string) error {
+	return fmt.Errorf("%w: %s is not a TCX link; it was left as it is: take the whole state away with \"tapgate detach --force\"", ErrState, pin)
 }
 
 // queryTCX lists the programs on the hook in the order they run. An interface that
