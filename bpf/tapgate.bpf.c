@@ -25,61 +25,51 @@ char tg_license[] SEC("license") = "Dual BSD/GPL";
 SEC("tc")
 int tapgate_tap_in(struct __sk_buff *skb)
 {
+	struct tg_scratch *s = tg_own_scratch();
 	struct tg_member *m;
-	struct tg_packet p;
-	struct tg_wire w;
-	__u32 gen, slot;
+	__u32 gen;
 
-	tg_skb_parse(skb, &p);
-	tg_wire_of(&p, &w);
+	if (!s || tg_look(skb))
+		return TC_ACT_UNSPEC;
 	if (tg_is_copy(skb))
-		return tg_finish(0, TG_INGRESS, TG_PASS_OWN_COPY, &w.count);
+		return tg_finish(0, TG_INGRESS, TG_PASS_OWN_COPY, &s->wire.count);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
-		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &w.count);
-	slot = m->slot;
+		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &s->wire.count);
 	/* A veth peer in another namespace can leave anything here; from now on
 	 * it says which headers were copied. */
-	skb->tc_index = tg_header_tag(&p);
+	skb->tc_index = s->tag;
 	if (!m->ncopies)
-		return tg_finish(slot, TG_INGRESS, TG_PASS_NOT_TAPPED, &w.count);
-	tg_tap(skb, gen, m, 0, TG_INGRESS, &w);
-	return tg_finish(slot, TG_INGRESS, TG_PASS_TAPPED, &w.count);
+		return tg_finish(m->slot, TG_INGRESS, TG_PASS_NOT_TAPPED, &s->wire.count);
+	tg_tap(skb, s, gen, m, 0, TG_INGRESS);
+	return tg_finish(m->slot, TG_INGRESS, TG_PASS_TAPPED, &s->wire.count);
 }
 
 /* A tapped interface, packets for its hosts: copied as the last step. */
 SEC("tc")
 int tapgate_tap_out(struct __sk_buff *skb)
 {
-	struct tg_member *m, *from;
-	__u64 without = 0;
-	struct tg_packet p;
-	struct tg_wire w;
-	__u32 gen, slot;
+	struct tg_scratch *s = tg_own_scratch();
+	struct tg_member *m;
+	__u64 without;
+	__u32 gen;
 
-	tg_skb_parse(skb, &p);
-	tg_wire_of(&p, &w);
+	if (!s || tg_look(skb))
+		return TC_ACT_UNSPEC;
 	if (tg_is_copy(skb))
-		return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &w.count);
+		return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &s->wire.count);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
-		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &w.count);
-	slot = m->slot;
+		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &s->wire.count);
 	if (!m->ncopies)
-		return tg_finish(slot, TG_EGRESS, TG_PASS_NOT_TAPPED, &w.count);
-	/* Routed here from an interface that the same mirror taps, with the same
-	 * headers: it has been copied there. */
-	if (skb->ingress_ifindex && skb->tc_index && skb->tc_index == tg_header_tag(&p)) {
-		from = tg_member(gen, skb->ingress_ifindex);
-		if (from)
-			without = from->mirrors & m->mirrors;
-		if (without)
-			tg_duplicate(slot);
-	}
-	tg_tap(skb, gen, m, without, TG_EGRESS, &w);
-	return tg_finish(slot, TG_EGRESS, TG_PASS_TAPPED, &w.count);
+		return tg_finish(m->slot, TG_EGRESS, TG_PASS_NOT_TAPPED, &s->wire.count);
+	without = tg_copied_before(skb, s, gen) & m->mirrors;
+	if (without)
+		tg_duplicate(m->slot);
+	tg_tap(skb, s, gen, m, without, TG_EGRESS);
+	return tg_finish(m->slot, TG_EGRESS, TG_PASS_TAPPED, &s->wire.count);
 }
 
 /* The sensor's side, outward: copies are finished for their target. */
@@ -108,20 +98,18 @@ int tapgate_dmz_out(struct __sk_buff *skb)
 SEC("tc")
 int tapgate_dmz_in(struct __sk_buff *skb)
 {
-	int to_us = skb->pkt_type == TG_HOST_PACKET;
+	struct tg_scratch *s = tg_own_scratch();
 	const struct tg_member *m;
 	enum tg_reason reason;
-	struct tg_packet p;
-	struct tg_wire w;
 
-	tg_skb_parse(skb, &p);
-	tg_wire_of(&p, &w);
+	if (!s || tg_look(skb))
+		return TC_ACT_SHOT;
 	/* Learned even before the generation that needs it is in force. */
-	reason = tg_dmz(&p, skb->ifindex, to_us);
+	reason = tg_dmz(skb);
 	m = tg_member(tg_generation(), skb->ifindex);
 	if (!m || m->role != TG_ROLE_DMZ)
-		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &w.count);
-	return tg_finish(m->slot, TG_INGRESS, reason, &w.count);
+		return tg_finish(0, TG_INGRESS, TG_PASS_NOT_MEMBER, &s->wire.count);
+	return tg_finish(m->slot, TG_INGRESS, reason, &s->wire.count);
 }
 
 /* Run by the loader (BPF_PROG_RUN) with cb[TG_CB_WHERE]: asks for that target's

@@ -34,8 +34,8 @@ static __always_inline enum tg_reason tg_deliver_question(struct __sk_buff *skb,
 
 static __always_inline enum tg_reason tg_deliver(struct __sk_buff *skb)
 {
-	__u32 task = skb->cb[TG_CB_TASK] & 0xff, where = skb->cb[TG_CB_WHERE], zero = 0;
-	struct tg_report *report;
+	__u32 task = skb->cb[TG_CB_TASK] & 0xff, where = skb->cb[TG_CB_WHERE];
+	struct tg_scratch *s;
 	long failed;
 
 	/* An interface below this one may be of the dmz as well: once is enough. */
@@ -44,10 +44,10 @@ static __always_inline enum tg_reason tg_deliver(struct __sk_buff *skb)
 		return tg_deliver_question(skb, where);
 
 	failed = tg_write_macs(skb, task);
-	report = bpf_map_lookup_elem(&tg_report, &zero);
-	if (!report)
+	s = tg_own_scratch();
+	if (!s)
 		return TG_DROP_COPY_FAILED;
-	report->outcome = failed ? TG_OUTCOME_FAILED : TG_OUTCOME_COPIED;
+	s->outcome = failed ? TG_OUTCOME_FAILED : TG_OUTCOME_COPIED;
 	return failed ? TG_DROP_COPY_FAILED : TG_PASS_DELIVERED;
 }
 

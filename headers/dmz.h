@@ -10,6 +10,7 @@
 #include "maps.h"
 #include "neigh.h"
 #include "packet.h"
+#include "skb.h"
 #include "question.h"
 
 #define TG_HOST_PACKET 0 /* PACKET_HOST of linux/if_packet.h: sent to our MAC */
@@ -43,9 +44,15 @@ static __always_inline int tg_learn(__u32 ifindex, const __u8 *addr, int v6, con
 	return 1;
 }
 
-static __always_inline enum tg_reason tg_dmz_arp(struct tg_packet *p, __u32 ifindex, int to_us)
+/* Offsets are constants here: tagged frames are not looked at. */
+static __always_inline const void *tg_dmz_at(const struct tg_span *f, __u32 off, __u32 len)
 {
-	const struct tg_arp *arp = tg_at(p, p->l3, sizeof(*arp));
+	return f->start + off + len > f->end ? NULL : f->start + off;
+}
+
+static __always_inline enum tg_reason tg_dmz_arp(const struct tg_span *f, __u32 ifindex, int to_us)
+{
+	const struct tg_arp *arp = tg_dmz_at(f, sizeof(struct ethhdr), sizeof(*arp));
 	int learned;
 
 	if (!arp || arp->htype != bpf_htons(TG_ARP_ETHERNET) || arp->ptype != bpf_htons(ETH_P_IP) ||
@@ -61,19 +68,19 @@ static __always_inline enum tg_reason tg_dmz_arp(struct tg_packet *p, __u32 ifin
 	return learned ? TG_DROP_NEIGHBOUR_LEARNED : TG_DROP_FROM_DMZ;
 }
 
-static __always_inline enum tg_reason tg_dmz_nd(struct tg_packet *p, __u32 ifindex, int to_us)
+static __always_inline enum tg_reason tg_dmz_nd(const struct tg_span *f, __u32 ifindex, int to_us)
 {
-	const struct tg_ip6 *ip = tg_at(p, p->l3, sizeof(*ip));
+	const struct tg_ip6 *ip = tg_dmz_at(f, sizeof(struct ethhdr), sizeof(*ip));
 	const struct tg_solicit *nd; /* an advertisement has the same shape */
 	int learned = 0;
 
 	/* Hop limit 255: no router has sent it on, RFC 4861 section 6.1. */
 	if (!ip || ip->next != IPPROTO_ICMPV6 || ip->hops != 255)
 		return TG_DROP_FROM_DMZ;
-	nd = tg_at(p, p->l3 + sizeof(*ip), sizeof(*nd));
+	nd = tg_dmz_at(f, sizeof(struct ethhdr) + sizeof(*ip), sizeof(*nd));
 	if (!nd) {
 		/* A question without option: duplicate address detection. */
-		nd = tg_at(p, p->l3 + sizeof(*ip), sizeof(*nd) - 8);
+		nd = tg_dmz_at(f, sizeof(struct ethhdr) + sizeof(*ip), sizeof(*nd) - 8);
 		if (nd && nd->type == TG_ND_SOLICIT && nd->code == 0 &&
 		    tg_is_ours(tg_nexthop(ifindex, nd->target, 1)))
 			return TG_PASS_NEIGHBOUR_QUESTION;
@@ -95,15 +102,25 @@ static __always_inline enum tg_reason tg_dmz_nd(struct tg_packet *p, __u32 ifind
 	return learned ? TG_DROP_NEIGHBOUR_LEARNED : TG_DROP_FROM_DMZ;
 }
 
+/* As much as is looked at: Ethernet, IPv6, neighbour discovery with one option. */
+#define TG_DMZ_HEADERS (sizeof(struct ethhdr) + sizeof(struct tg_ip6) + sizeof(struct tg_solicit))
+
 /* Judges a frame from the dmz. Tagged frames are of no network of ours. */
-static __always_inline enum tg_reason tg_dmz(struct tg_packet *p, __u32 ifindex, int to_us)
+static __always_inline enum tg_reason tg_dmz(struct __sk_buff *skb)
 {
-	if (p->tags)
+	int to_us = skb->pkt_type == TG_HOST_PACKET;
+	const struct ethhdr *eth;
+	struct tg_span f;
+
+	bpf_skb_pull_data(skb, skb->len < TG_DMZ_HEADERS ? skb->len : TG_DMZ_HEADERS);
+	tg_skb_span(skb, &f);
+	eth = tg_dmz_at(&f, 0, sizeof(*eth));
+	if (!eth || skb->vlan_present)
 		return TG_DROP_FROM_DMZ;
-	if (p->l3_proto == bpf_htons(ETH_P_ARP))
-		return tg_dmz_arp(p, ifindex, to_us);
-	if (p->l3_proto == bpf_htons(ETH_P_IPV6))
-		return tg_dmz_nd(p, ifindex, to_us);
+	if (eth->h_proto == bpf_htons(ETH_P_ARP))
+		return tg_dmz_arp(&f, skb->ifindex, to_us);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		return tg_dmz_nd(&f, skb->ifindex, to_us);
 	return TG_DROP_FROM_DMZ;
 }
 

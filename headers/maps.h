@@ -10,6 +10,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
+#include "wire.h"
 
 const volatile struct tg_enums tg_enums = {};
 
@@ -92,24 +93,42 @@ struct {
 	__type(value, struct tg_member_count);
 } tg_seen SEC(".maps");
 
-/* How delivery tells the tap that it ran. Both run on one CPU, one inside the
- * other's bpf_clone_redirect, with bottom halves off. */
+/* Whether delivery ran inside the tap's bpf_clone_redirect. */
 enum tg_outcome {
-	TG_OUTCOME_NONE = 0, /* delivery did not run */
+	TG_OUTCOME_NONE = 0,
 	TG_OUTCOME_COPIED,
 	TG_OUTCOME_FAILED,
 };
 
-struct tg_report {
-	enum tg_outcome outcome;
+/*
+ * What one step leaves for the next: parsing for the tap, delivery for the tap.
+ * All run on one CPU with bottom halves off. It lies in a map and not on the
+ * stack because the verifier forgets what it knew of it: otherwise each copy of
+ * the loop is checked once for every way that led there, and kernels before
+ * 6.12 give up.
+ */
+struct tg_scratch {
+	struct tg_packet packet;
+	struct tg_wire wire;
+	__u32 tag;     /* tg_header_tag */
+	__u32 outcome; /* enum tg_outcome */
+	__u32 skip;    /* of the copy being made: enum tg_skip, or TG_SKIP_REASONS */
+	__u32 skipped; /* the first skip of the mirror being served */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct tg_report);
-} tg_report SEC(".maps");
+	__type(value, struct tg_scratch);
+} tg_scratch SEC(".maps");
+
+static __always_inline struct tg_scratch *tg_own_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tg_scratch, &zero);
+}
 
 /* The loader's own notes, text: one for each generation, and the journal. */
 struct tg_record {

@@ -23,34 +23,50 @@
 /* As much as the parser may look at: three tags, IPv6 with a few extensions, TCP. */
 #define TG_HEADROOM 160
 
-struct tg_packet {
-	/* filled by the context header */
+/*
+ * Read from memory again what the verifier should not follow: with constants it
+ * would check what comes next once for every combination of tags and extension
+ * headers. Such memory must be a map's, since it follows the stack as well.
+ */
+#define TG_FORGET(x) (*(volatile typeof(x) *)&(x))
+
+/* The part of a packet that can be read directly. */
+struct tg_span {
 	void *start;
 	void *end;
+};
+
+struct tg_packet {
+	/* filled by the context header */
 	__u32 len;	/* without the tag that the kernel keeps beside the frame */
 	__u16 gso_size; /* 0: not a GSO packet */
 	__u16 gso_segs; /* 0 where the kernel does not know */
 	__u8 outer_tag; /* 1: a VLAN tag beside the frame */
 
 	/* filled by tg_parse */
-	__u8 tags;	 /* VLAN tags, that one included */
+	__u8 elsewhere;	 /* 1: a header lies in the frame, but outside the span */
 	__u8 l4_proto;	 /* IPPROTO_*, with l4 */
 	__u8 fragment;	 /* 1: one of several; ports are there in the first only */
 	__be16 l3_proto; /* EtherType behind the tags */
 	__u16 l3;
-	__u16 l4;	/* 0: not found */
-	__u8 elsewhere; /* 1: a header lies in the frame, but not before `end` */
+	__u16 l4; /* 0: not found */
+	__u16 pad;
 };
 
 /* A header at an offset, or NULL if that much is not there. */
-static __always_inline void *tg_at(struct tg_packet *p, __u32 off, __u32 len)
+static __always_inline void *tg_at(const struct tg_span *s, struct tg_packet *p, __u32 off,
+				   __u32 len)
 {
+	__u64 at = off;
 	void *h;
 
 	if (off > TG_HEADROOM)
 		return NULL;
-	h = p->start + off;
-	if (h + len > p->end) {
+	/* Kernels before 6.8 forget the bound when the compiler compares one
+	 * register and adds another; this one it cannot know to be needless. */
+	asm volatile("%0 &= 0xff" : "+r"(at));
+	h = s->start + at;
+	if (h + len > s->end) {
 		if (off + len <= p->len)
 			p->elsewhere = 1;
 		return NULL;
@@ -63,10 +79,10 @@ static __always_inline int tg_is_vlan(__be16 proto)
 	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
 }
 
-static __always_inline void tg_parse_ipv4(struct tg_packet *p)
+static __always_inline void tg_parse_ipv4(const struct tg_span *s, struct tg_packet *p)
 {
-	const struct iphdr *ip = tg_at(p, p->l3, sizeof(*ip));
-	__u32 ihl;
+	__u32 l3 = TG_FORGET(p->l3), ihl;
+	const struct iphdr *ip = tg_at(s, p, l3, sizeof(*ip));
 
 	if (!ip || ip->version != 4)
 		return;
@@ -75,18 +91,19 @@ static __always_inline void tg_parse_ipv4(struct tg_packet *p)
 		return;
 	p->fragment = (ip->frag_off & bpf_htons(0x3fff)) != 0;
 	p->l4_proto = ip->protocol;
-	p->l4 = p->l3 + ihl;
+	p->l4 = l3 + ihl;
 }
 
-static __always_inline void tg_parse_ipv6(struct tg_packet *p)
+static __always_inline void tg_parse_ipv6(const struct tg_span *s, struct tg_packet *p)
 {
-	const struct ipv6hdr *ip = tg_at(p, p->l3, sizeof(*ip));
-	__u32 off = p->l3 + sizeof(*ip);
+	__u32 off = TG_FORGET(p->l3);
+	const struct ipv6hdr *ip = tg_at(s, p, off, sizeof(*ip));
 	__u8 next;
 	int i;
 
 	if (!ip || ip->version != 6)
 		return;
+	off += sizeof(*ip);
 	next = ip->nexthdr;
 	for (i = 0; i < TG_MAX_EXTENSIONS; i++) {
 		const __u8 *ext;
@@ -94,65 +111,64 @@ static __always_inline void tg_parse_ipv6(struct tg_packet *p)
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
 		    next != IPPROTO_FRAGMENT)
 			break;
-		ext = tg_at(p, off, 8);
+		ext = tg_at(s, p, off, 8);
 		if (!ext)
 			return;
 		if (next == IPPROTO_FRAGMENT) {
 			p->fragment = 1;
-			off += 8;
+			p->l4 = off + 8;
 		} else {
-			off += (ext[1] + 1) * 8;
+			p->l4 = off + (ext[1] + 1) * 8;
 		}
 		next = ext[0];
-		if (off > TG_HEADROOM)
-			return;
+		off = TG_FORGET(p->l4);
 	}
 	p->l4_proto = next;
 	p->l4 = off;
 }
 
 /* Finds the headers. What is not found stays 0; there is no error, since the
- * tap copies every frame, whatever it holds. */
-static __always_inline void tg_parse(struct tg_packet *p)
+ * tap copies every frame, whatever it holds. p must be memory of a map. */
+static __always_inline void tg_parse(const struct tg_span *s, struct tg_packet *p)
 {
-	const struct ethhdr *eth = tg_at(p, 0, sizeof(*eth));
-	__u32 off = sizeof(*eth);
+	const struct ethhdr *eth;
 	__be16 proto;
 	int i;
 
-	p->tags = p->outer_tag;
+	p->elsewhere = 0;
 	p->l4_proto = 0;
 	p->fragment = 0;
-	p->elsewhere = 0;
 	p->l3_proto = 0;
-	p->l3 = off;
+	p->l3 = sizeof(*eth);
 	p->l4 = 0;
+	eth = tg_at(s, p, 0, sizeof(*eth));
 	if (!eth)
 		return;
 	proto = eth->h_proto;
 	for (i = 0; i < TG_MAX_INLINE_TAGS; i++) {
+		__u32 off = TG_FORGET(p->l3);
 		const __be16 *tag;
 
 		if (!tg_is_vlan(proto))
 			break;
-		tag = tg_at(p, off, TG_VLAN_LEN);
+		tag = tg_at(s, p, off, TG_VLAN_LEN);
 		if (!tag)
 			break;
 		proto = tag[1];
-		off += TG_VLAN_LEN;
-		p->tags++;
+		p->l3 = off + TG_VLAN_LEN;
 	}
-	p->l3 = off;
 	p->l3_proto = proto;
 	if (proto == bpf_htons(ETH_P_IP))
-		tg_parse_ipv4(p);
+		tg_parse_ipv4(s, p);
 	else if (proto == bpf_htons(ETH_P_IPV6))
-		tg_parse_ipv6(p);
+		tg_parse_ipv6(s, p);
 	/* What wire.h will look at; other headers may stay where they are. */
-	if (p->l4 && !p->fragment && p->l4_proto == IPPROTO_TCP)
-		tg_at(p, p->l4, sizeof(struct tcphdr));
-	if (p->l4 && !p->fragment && p->l4_proto == IPPROTO_UDP)
-		tg_at(p, p->l4, 8);
+	if (!TG_FORGET(p->l4) || TG_FORGET(p->fragment))
+		return;
+	if (TG_FORGET(p->l4_proto) == IPPROTO_TCP)
+		tg_at(s, p, TG_FORGET(p->l4), sizeof(struct tcphdr));
+	else if (TG_FORGET(p->l4_proto) == IPPROTO_UDP)
+		tg_at(s, p, TG_FORGET(p->l4), 8);
 }
 
 #endif

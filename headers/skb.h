@@ -8,32 +8,47 @@
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "maps.h"
 #include "packet.h"
+#include "wire.h"
+
+static __always_inline void tg_skb_span(struct __sk_buff *skb, struct tg_span *s)
+{
+	s->start = (void *)(long)skb->data;
+	s->end = (void *)(long)skb->data_end;
+}
 
 /* How much is pulled into the linear part where a driver left headers in page
  * fragments: two tags, IPv6, TCP with options. The stack would pull them next.
  * Never where nothing is missing: pulling makes the kernel copy the head. */
 #define TG_PULL 96
 
-/* Fills the cursor and finds the headers. */
-static __always_inline void tg_skb_parse(struct __sk_buff *skb, struct tg_packet *p)
+/* Leaves headers, wire counts and header tag of a packet in the scratch. A global
+ * function: the verifier checks it once, by itself. */
+__noinline int tg_look(struct __sk_buff *skb)
 {
-	int pass;
+	struct tg_scratch *s = tg_own_scratch();
+	struct tg_packet *p;
+	struct tg_span span;
 
-	__builtin_memset(p, 0, sizeof(*p));
+	if (!s)
+		return -1;
+	p = &s->packet;
 	p->len = skb->len;
 	p->gso_size = skb->gso_size;
 	p->gso_segs = skb->gso_segs;
 	p->outer_tag = skb->vlan_present ? 1 : 0;
-	for (pass = 0; pass < 2; pass++) {
-		p->start = (void *)(long)skb->data;
-		p->end = (void *)(long)skb->data_end;
-		tg_parse(p);
-		if (!p->elsewhere || pass)
-			break;
-		/* Refused or not, the pointers are invalid now. */
-		bpf_skb_pull_data(skb, p->len < TG_PULL ? p->len : TG_PULL);
+	tg_skb_span(skb, &span);
+	tg_parse(&span, p);
+	if (TG_FORGET(p->elsewhere)) {
+		/* Refused or not, the pointers are invalid then. */
+		bpf_skb_pull_data(skb, skb->len < TG_PULL ? skb->len : TG_PULL);
+		tg_skb_span(skb, &span);
+		tg_parse(&span, p);
 	}
+	tg_wire_of(&span, p, &s->wire);
+	s->tag = tg_header_tag(&span, p);
+	return 0;
 }
 
 #endif

@@ -9,6 +9,7 @@
 #include "abi.h"
 #include "compat.h"
 #include "copy.h"
+#include "generation.h"
 #include "maps.h"
 #include "neigh.h"
 #include "wire.h"
@@ -58,6 +59,19 @@ static __always_inline void tg_ask(struct __sk_buff *skb, __u32 ifindex, struct 
 	tg_neigh_asked(n, bpf_clone_redirect(skb, ifindex, 0));
 }
 
+/* The mirrors that have copied this packet where it came in, with the headers
+ * that it still wears: it was routed here from an interface that they tap. */
+static __always_inline __u64 tg_copied_before(const struct __sk_buff *skb,
+					      const struct tg_scratch *s, __u32 gen)
+{
+	const struct tg_member *from;
+
+	if (!skb->ingress_ifindex || !s->tag || skb->tc_index != s->tag)
+		return 0;
+	from = tg_member(gen, skb->ingress_ifindex);
+	return from ? from->mirrors : 0;
+}
+
 /* What costs time and changes slowly, once in a tick of the kernel's clock (1 to
  * 10 ms): the MTU as it is now, and whether to ask for the next hop again. */
 static __always_inline void tg_tap_tick(struct __sk_buff *skb, struct tg_copy *c,
@@ -83,10 +97,9 @@ static __always_inline void tg_tap_tick(struct __sk_buff *skb, struct tg_copy *c
 		tg_ask(skb, c->ifindex, n, where, now);
 }
 
-/* One copy for one target: TG_SKIP_REASONS if it was made, else why not. */
-static __always_inline __u32 tg_tap_one(struct __sk_buff *skb, struct tg_copy *c,
-					struct tg_report *report, __u32 gen, __u32 l3_len,
-					long *result)
+/* One copy for one target. *result is what bpf_clone_redirect returned. */
+static __always_inline enum tg_skip tg_tap_one(struct __sk_buff *skb, struct tg_copy *c,
+					       struct tg_scratch *s, __u32 gen, long *result)
 {
 	__u32 where = tg_where(gen, c->slot, c->target), number = c->neigh;
 	struct tg_neigh *n = NULL;
@@ -103,7 +116,7 @@ static __always_inline __u32 tg_tap_one(struct __sk_buff *skb, struct tg_copy *c
 		task = TG_TASK_DMAC;
 	}
 	tg_tap_tick(skb, c, n, where);
-	if (l3_len > c->mtu)
+	if (s->wire.l3_len > c->mtu)
 		return TG_SKIP_TOO_BIG;
 	if (n) {
 		mac = *(volatile __u64 *)&n->mac;
@@ -118,56 +131,59 @@ static __always_inline __u32 tg_tap_one(struct __sk_buff *skb, struct tg_copy *c
 	}
 	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | task;
 	skb->cb[TG_CB_WHERE] = where;
-	report->outcome = TG_OUTCOME_NONE;
+	s->outcome = TG_OUTCOME_NONE;
 	*result = bpf_clone_redirect(skb, c->ifindex, 0);
-	switch (report->outcome) {
+	switch (*(volatile __u32 *)&s->outcome) {
 	case TG_OUTCOME_COPIED:
 		return TG_SKIP_REASONS;
 	case TG_OUTCOME_FAILED:
 		return TG_SKIP_CLONE_ERROR;
-	case TG_OUTCOME_NONE:
-		break;
 	}
 	return *result < 0 ? TG_SKIP_CLONE_ERROR : TG_SKIP_UNDELIVERED;
 }
 
-/* Makes the copies of a member, but for mirrors in `without`. Packet pointers
- * are invalid afterwards. The original is as it was: bpf_clone_redirect gives
- * it its own data, and mark and cb are put back. */
-static __always_inline void tg_tap(struct __sk_buff *skb, __u32 gen, struct tg_member *m,
-				   __u64 without, enum tg_direction dir, const struct tg_wire *w)
+/* Counts a copy that was made or skipped, and the mirror after its last target. */
+static __always_inline void tg_tap_account(const struct tg_copy *c, struct tg_scratch *s,
+					   enum tg_direction dir, long result, __u32 bytes)
+{
+	__u32 skip = *(volatile __u32 *)&s->skip;
+
+	tg_account(&tg_target_led, c->target, dir, skip, &s->wire.count);
+	if (skip < TG_SKIP_REASONS) {
+		if (s->skipped == TG_SKIP_REASONS)
+			s->skipped = skip;
+	} else if (result) {
+		tg_refused(&tg_target_led, c->target, dir, bytes);
+		tg_refused(&tg_mirror_led, c->mirror, dir, bytes);
+	}
+	if (c->last) {
+		tg_account(&tg_mirror_led, c->mirror, dir, *(volatile __u32 *)&s->skipped,
+			   &s->wire.count);
+		s->skipped = TG_SKIP_REASONS;
+	}
+}
+
+/* Makes the copies of a member, but for mirrors in `without`. The original is as
+ * it was: bpf_clone_redirect gives it its own data, and mark and cb are put back. */
+static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, __u32 gen,
+				   struct tg_member *m, __u64 without, enum tg_direction dir)
 {
 	__u32 bytes = skb->len;
-	__u32 skipped = TG_SKIP_REASONS; /* first skip among the targets of a mirror */
 	struct tg_original original;
-	struct tg_report *report;
-	__u32 zero = 0, i;
+	__u32 i;
 
-	report = bpf_map_lookup_elem(&tg_report, &zero);
-	if (!report)
-		return;
 	tg_dress(skb, &original);
+	s->skipped = TG_SKIP_REASONS;
 	for (i = 0; i < TG_MAX_COPIES; i++) {
 		struct tg_copy *c = &m->copies[i];
-		__u32 skip;
 		long result;
 
 		if (i >= m->ncopies)
 			break;
 		if (without & 1ULL << (c->mirror & 63))
 			continue;
-		skip = tg_tap_one(skb, c, report, gen, w->l3_len, &result);
-		tg_account(&tg_target_led, c->target, dir, skip, &w->count);
-		if (skip != TG_SKIP_REASONS && skipped == TG_SKIP_REASONS)
-			skipped = skip;
-		if (result && skip == TG_SKIP_REASONS) {
-			tg_refused(&tg_target_led, c->target, dir, bytes);
-			tg_refused(&tg_mirror_led, c->mirror, dir, bytes);
-		}
-		if (c->last) {
-			tg_account(&tg_mirror_led, c->mirror, dir, skipped, &w->count);
-			skipped = TG_SKIP_REASONS;
-		}
+		s->skip = tg_tap_one(skb, c, s, gen, &result);
+		tg_tap_account(c, s, dir, result, bytes);
 	}
 	tg_undress(skb, &original);
 }

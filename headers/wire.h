@@ -15,30 +15,34 @@
 struct tg_wire {
 	struct tg_count count;
 	__u32 l3_len; /* of the largest frame, from the network header on: what an MTU limits */
+	__u32 pad;
 };
 
 /* Length of the headers that every segment repeats, or 0 if not known. A tunnel's
  * inner headers are not looked at: bytes of GSO packets inside tunnels are too few. */
-static __always_inline __u32 tg_gso_headers(struct tg_packet *p)
+static __always_inline __u32 tg_gso_headers(const struct tg_span *s, struct tg_packet *p)
 {
 	const struct tcphdr *tcp;
 
-	if (!p->l4)
+	__u32 l4 = TG_FORGET(p->l4);
+
+	if (!l4)
 		return 0;
-	switch (p->l4_proto) {
+	switch (TG_FORGET(p->l4_proto)) {
 	case IPPROTO_TCP:
-		tcp = tg_at(p, p->l4, sizeof(*tcp));
-		return tcp ? p->l4 + tcp->doff * 4 : 0;
+		tcp = tg_at(s, p, l4, sizeof(*tcp));
+		return tcp ? l4 + tcp->doff * 4 : 0;
 	case IPPROTO_UDP:
-		return p->l4 + 8;
+		return l4 + 8;
 	case IPPROTO_SCTP:
-		return p->l4 + 12;
+		return l4 + 12;
 	}
 	return 0;
 }
 
 /* Needs tg_parse. */
-static __always_inline void tg_wire_of(struct tg_packet *p, struct tg_wire *w)
+static __always_inline void tg_wire_of(const struct tg_span *s, struct tg_packet *p,
+				       struct tg_wire *w)
 {
 	__u32 headers, segs, payload;
 
@@ -48,7 +52,7 @@ static __always_inline void tg_wire_of(struct tg_packet *p, struct tg_wire *w)
 	if (!p->gso_size)
 		return;
 
-	headers = tg_gso_headers(p);
+	headers = tg_gso_headers(s, p);
 	segs = p->gso_segs;
 	if (p->gso_size != TG_GSO_BY_FRAGS) {
 		/* A guest's GSO packet from a tap device arrives with gso_segs 0. */
@@ -68,23 +72,23 @@ static __always_inline void tg_wire_of(struct tg_packet *p, struct tg_wire *w)
 /* A tag for the addresses, protocol and ports of an IP packet, never 0; 0 for
  * all else. Carried from ingress to egress it tells whether a packet still
  * wears the headers it was copied with. */
-static __always_inline __u16 tg_header_tag(struct tg_packet *p)
+static __always_inline __u16 tg_header_tag(const struct tg_span *s, struct tg_packet *p)
 {
 	__u64 h = p->l4_proto;
 	const __u32 *ports;
 	__u16 tag;
 	int i;
 
-	if (!p->l4)
+	if (!TG_FORGET(p->l4))
 		return 0;
-	if (p->l3_proto == bpf_htons(ETH_P_IP)) {
-		const struct iphdr *ip = tg_at(p, p->l3, sizeof(*ip));
+	if (TG_FORGET(p->l3_proto) == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = tg_at(s, p, TG_FORGET(p->l3), sizeof(*ip));
 
 		if (!ip)
 			return 0;
 		h ^= (__u64)ip->saddr << 32 | ip->daddr;
 	} else {
-		const struct ipv6hdr *ip = tg_at(p, p->l3, sizeof(*ip));
+		const struct ipv6hdr *ip = tg_at(s, p, TG_FORGET(p->l3), sizeof(*ip));
 
 		if (!ip)
 			return 0;
@@ -97,7 +101,7 @@ static __always_inline __u16 tg_header_tag(struct tg_packet *p)
 	h *= 0x9e3779b97f4a7c15ULL;
 	h ^= h >> 32;
 	if (!p->fragment && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP)) {
-		ports = tg_at(p, p->l4, sizeof(*ports));
+		ports = tg_at(s, p, TG_FORGET(p->l4), sizeof(*ports));
 		if (ports)
 			h ^= *ports;
 	}

@@ -120,6 +120,9 @@ func openOrCreate(opt Options) (*Gateway, error) {
 	if err == nil {
 		err = sameBuild(g.programs)
 	}
+	if err != nil && g.active.Serial == 0 { // nothing is in force that could be lost
+		err = errors.Join(err, g.discard())
+	}
 	if err != nil {
 		return nil, errors.Join(err, g.Close())
 	}

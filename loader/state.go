@@ -1,8 +1,10 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,7 +32,7 @@ const (
 // them, and .rodata by the programs.
 var pinnedMaps = []string{
 	tapgateMapTgControl, tapgateMapTgMembers, tapgateMapTgTargets, tapgateMapTgNexthops, tapgateMapTgNeighs,
-	tapgateMapTgMirrorLed, tapgateMapTgTargetLed, tapgateMapTgSeen, tapgateMapTgReport, tapgateMapTgRecords,
+	tapgateMapTgMirrorLed, tapgateMapTgTargetLed, tapgateMapTgSeen, tapgateMapTgScratch, tapgateMapTgRecords,
 }
 
 var pinnedPrograms = []string{
@@ -256,6 +258,11 @@ func sameBuild(programs map[string]*ebpf.Program) error {
 	for name, p := range programs {
 		info, err := p.Info()
 		if err != nil {
+			return fmt.Errorf("look at program %s: %w", name, err)
+		}
+		// Calls of functions get their offsets when they are written out, and the
+		// comparison, which is by the kernel's tag, does not do that by itself.
+		if err := spec.Programs[name].Instructions.Marshal(io.Discard, binary.LittleEndian); err != nil {
 			return fmt.Errorf("look at program %s: %w", name, err)
 		}
 		if err := spec.Programs[name].Compatible(info); err != nil {

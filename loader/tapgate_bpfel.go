@@ -171,7 +171,7 @@ const (
 	tapgateMapTgNeighs       = "tg_neighs"
 	tapgateMapTgNexthops     = "tg_nexthops"
 	tapgateMapTgRecords      = "tg_records"
-	tapgateMapTgReport       = "tg_report"
+	tapgateMapTgScratch      = "tg_scratch"
 	tapgateMapTgSeen         = "tg_seen"
 	tapgateMapTgTargetLed    = "tg_target_led"
 	tapgateMapTgTargets      = "tg_targets"
@@ -245,7 +245,7 @@ type tapgateMapSpecs struct {
 	TgNeighs    *ebpf.MapSpec `ebpf:"tg_neighs"`
 	TgNexthops  *ebpf.MapSpec `ebpf:"tg_nexthops"`
 	TgRecords   *ebpf.MapSpec `ebpf:"tg_records"`
-	TgReport    *ebpf.MapSpec `ebpf:"tg_report"`
+	TgScratch   *ebpf.MapSpec `ebpf:"tg_scratch"`
 	TgSeen      *ebpf.MapSpec `ebpf:"tg_seen"`
 	TgTargetLed *ebpf.MapSpec `ebpf:"tg_target_led"`
 	TgTargets   *ebpf.MapSpec `ebpf:"tg_targets"`
@@ -287,7 +287,7 @@ type tapgateMaps struct {
 	TgNeighs    *ebpf.Map `ebpf:"tg_neighs"`
 	TgNexthops  *ebpf.Map `ebpf:"tg_nexthops"`
 	TgRecords   *ebpf.Map `ebpf:"tg_records"`
-	TgReport    *ebpf.Map `ebpf:"tg_report"`
+	TgScratch   *ebpf.Map `ebpf:"tg_scratch"`
 	TgSeen      *ebpf.Map `ebpf:"tg_seen"`
 	TgTargetLed *ebpf.Map `ebpf:"tg_target_led"`
 	TgTargets   *ebpf.Map `ebpf:"tg_targets"`
@@ -303,7 +303,7 @@ func (m *tapgateMaps) Close() error {
 		m.TgNeighs,
 		m.TgNexthops,
 		m.TgRecords,
-		m.TgReport,
+		m.TgScratch,
 		m.TgSeen,
 		m.TgTargetLed,
 		m.TgTargets,
