@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Runs the tests on the kernels of test/kernels/kernels.json; --help tells more.
 # The work is done by test/kernels/cmd/matrix. It is built first and then takes
 # the place of this script, so that a signal to the script's process reaches it.

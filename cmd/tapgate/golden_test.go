@@ -125,6 +125,7 @@ func TestGolden(t *testing.T) {
 		{"status.txt", []string{"status"}},
 		{"status-v.txt", []string{"status", "-v"}},
 		{"status.json", []string{"status", "--json"}},
+		{"status.prom", []string{"status", "--metrics"}},
 		{"mirrors.txt", []string{"mirror", "list"}},
 		{"mirrors.json", []string{"mirror", "list", "--json"}},
 		{"check.txt", []string{"check"}},
@@ -137,7 +138,7 @@ func TestGolden(t *testing.T) {
 			t.Errorf("%v: %+v", c.args, got)
 		}
 		golden(t, c.file, got.stdout)
-		if strings.HasSuffix(c.file, ".json") {
+		if !strings.HasSuffix(c.file, ".txt") {
 			continue
 		}
 		for i, line := range strings.Split(got.stdout, "\n") {

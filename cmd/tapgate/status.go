@@ -8,13 +8,15 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
 	"github.com/spf13/cobra"
 
 	"tapgate/loader"
 )
 
 func newStatusCommand(e *env, g *globals) *cobra.Command {
-	var asJSON bool
+	var asJSON, asMetrics bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is attached, what was copied and what is wrong",
@@ -22,8 +24,10 @@ func newStatusCommand(e *env, g *globals) *cobra.Command {
 target, matched = copied + skipped. Copied means handed to the sensor's link;
 what the link refused or dropped after that stands beside it.
 
-With -v also per direction and why packets went as they did.`,
+With -v also per direction and why packets went as they did. --metrics prints the
+counters as Prometheus reads them, as for node_exporter's textfile collector.`,
 		Example: `  tapgate status
+  tapgate status --metrics >/var/lib/node_exporter/tapgate.prom
   tapgate status --netns gw --json | jq .mirrors`,
 		Args: cobra.NoArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
@@ -31,14 +35,36 @@ With -v also per direction and why packets went as they did.`,
 			if err != nil {
 				return err
 			}
-			if asJSON {
+			switch {
+			case asJSON:
 				return e.writeJSON(s)
+			case asMetrics:
+				return e.writeMetrics(s)
 			}
 			return e.write(statusText(s, g.verbose))
 		}),
 	}
 	addJSON(cmd, &asJSON)
+	cmd.Flags().BoolVar(&asMetrics, "metrics", false, "print metrics for Prometheus")
+	cmd.MarkFlagsMutuallyExclusive("json", "metrics")
 	return cmd
+}
+
+// writeMetrics prints a status in Prometheus' text format.
+func (e *env) writeMetrics(s *loader.Status) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(loader.NewCollector(func() (*loader.Status, error) { return s, nil }))
+	families, err := registry.Gather()
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&text, f); err != nil {
+			return err
+		}
+	}
+	return e.write(text.String())
 }
 
 // status reads the gateway's status. Lists are never nil, so that JSON has [].

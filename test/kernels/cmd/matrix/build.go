@@ -39,8 +39,10 @@ func build(ctx context.Context, folder string, tests []kernels.Test) ([]binary, 
 	var binaries []binary
 	for i, t := range tests {
 		dir, err := goCommand(ctx, "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}", t.Package)
-		dir = strings.TrimSpace(dir)
-		if err != nil || dir == "" {
+		if err != nil {
+			return nil, err
+		}
+		if dir = strings.TrimSpace(dir); dir == "" {
 			fmt.Fprintf(os.Stderr, "kernels: WARNING: %s has no tests: NOT RUN\n", t.Package)
 			continue
 		}

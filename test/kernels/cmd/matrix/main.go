@@ -35,9 +35,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
-		if !errors.Is(err, pflag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "kernels:", err)
-		}
+		fmt.Fprintln(os.Stderr, "kernels:", err)
 		os.Exit(1)
 	}
 }
@@ -63,7 +61,9 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one kernel")
 	f.StringArrayVar(&o.tests, "test", nil, "run this instead of the list's tests: PACKAGE or PACKAGE=RUN")
 	f.Usage = func() { fmt.Fprint(os.Stderr, usage+f.FlagUsages()) }
-	if err := f.Parse(args); err != nil {
+	if err := f.Parse(args); errors.Is(err, pflag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	list, err := kernels.Load()
@@ -187,7 +187,7 @@ func (m *matrix) run(ctx context.Context, chosen []kernels.Kernel) error {
 			return errors.New("interrupted")
 		}
 		if err != nil {
-			r = &result{Kernel: k.Name, Release: "-", Problems: []string{err.Error()}}
+			r = &result{Kernel: k.Name, Release: "-", Failed: 1, Problems: []string{err.Error()}}
 		}
 		fmt.Println(r.line())
 		for _, p := range r.Problems {
@@ -212,15 +212,22 @@ func (m *matrix) run(ctx context.Context, chosen []kernels.Kernel) error {
 
 func (m *matrix) logs(k kernels.Kernel) string { return filepath.Join(m.cache, "logs", k.Name) }
 
+// keep puts the logs of a run where they outlive it. While it lasts they are in
+// its own folder, since there may be another run at the same time.
+func (m *matrix) keep(k kernels.Kernel, console, tests []byte) error {
+	if err := os.MkdirAll(m.logs(k), 0o755); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(m.logs(k), "console.log"), console, 0o644),
+		os.WriteFile(filepath.Join(m.logs(k), "tests.log"), tests, 0o644))
+}
+
 // kernel runs the tests on one kernel.
 func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*result, error) {
-	if err := os.MkdirAll(m.logs(k), 0o755); err != nil {
-		return nil, err
-	}
 	if len(k.Suites) == 0 {
 		start := time.Now()
-		log, err := direct(ctx, m.logs(k), k, m.binaries, m.tapgate)
-		if err != nil {
+		log, err := direct(ctx, k, m.binaries, m.tapgate)
+		if err := errors.Join(err, m.keep(k, nil, log)); err != nil {
 			return nil, err
 		}
 		return read(ctx, k.Name, log, time.Since(start))
@@ -235,8 +242,12 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 	}
 	defer os.Remove(initramfs)
 	start := time.Now()
-	console, log, bootErr := boot(ctx, m.logs(k), k, img, initramfs, m.options.timeout)
-	r, err := read(ctx, k.Name, log, time.Since(start))
+	console, log, bootErr := boot(ctx, folder, k, img, initramfs, m.options.timeout)
+	took := time.Since(start)
+	if err := m.keep(k, console, log); err != nil {
+		return nil, err
+	}
+	r, err := read(ctx, k.Name, log, took)
 	if err != nil {
 		return nil, errors.Join(bootErr, err)
 	}
@@ -246,6 +257,7 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 	if said := complaints(console); len(said) > 0 {
 		r.Problems = append(r.Problems, "the kernel complained:\n"+strings.Join(said, "\n"))
 	}
+	r.settle()
 	return r, nil
 }
 

@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 			log: begin + v + "=== RUN   TestA\n    x.go:1: the reason\n" + v + "--- FAIL: TestA (0.00s)\n" + v + "FAIL\n\nTAPGATE-EXIT 1\n" + end,
 		},
 		{
-			name: "a skip without a feature", skipped: 1, problem: "without kernels.Require",
+			name: "a skip without a feature", failed: 1, skipped: 1, problem: "without kernels.Require",
 			log: begin + v + "=== RUN   TestA\n    x.go:1: not today\n" + v + "--- SKIP: TestA (0.00s)\n" + v + "PASS\n\nTAPGATE-EXIT 0\n" + end,
 		},
 		{
@@ -40,16 +40,16 @@ func TestRead(t *testing.T) {
 			log: begin + v + "=== RUN   TestA\npanic: oh\n\nTAPGATE-EXIT 2\n" + end,
 		},
 		{
-			name: "a binary that fails without a failed test", passed: 1, problem: "ended with code 1",
+			name: "a binary that fails without a failed test", passed: 1, failed: 1, problem: "ended with code 1",
 			log: begin + v + "=== RUN   TestA\n" + v + "--- PASS: TestA (0.00s)\n" + v + "PASS\n\nTAPGATE-EXIT 1\n" + end,
 		},
 		{
 			name: "the machine died", passed: 1, failed: 1, problem: "did not come to its end",
 			log: begin + v + "=== RUN   TestA\n" + v + "--- PASS: TestA (0.00s)\n" + v + "=== RUN   TestB\n",
 		},
-		{name: "no tests", log: begin + "PASS\n\nTAPGATE-EXIT 0\n" + end, problem: "no test ran"},
-		{name: "the guest could not start", log: "TAPGATE-RELEASE 5.10.0-1\n\nTAPGATE-ERROR load module x: oh\n", problem: "load module x: oh"},
-		{name: "nothing came", problem: "did not come to its end"},
+		{name: "no tests", log: begin + "PASS\n\nTAPGATE-EXIT 0\n" + end, failed: 1, problem: "no test ran"},
+		{name: "the guest could not start", log: "TAPGATE-RELEASE 5.10.0-1\n\nTAPGATE-ERROR load module x: oh\n", failed: 1, problem: "load module x: oh"},
+		{name: "nothing came", failed: 1, problem: "did not come to its end"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r, err := read(t.Context(), "5.10", []byte(tc.log), 0)
@@ -64,6 +64,16 @@ func TestRead(t *testing.T) {
 				t.Errorf("ok %v, problems %q; want %q", r.ok(), problems, tc.problem)
 			}
 		})
+	}
+}
+
+func TestAttached(t *testing.T) {
+	var r = result{Facts: map[string]string{}}
+	for _, test := range []string{"TestShort/clsact", "TestShort/tcx/more", "TestShort/tcx", "TestTcx/xtcx"} {
+		r.attached(test)
+	}
+	if got := r.Facts["attach"]; got != "clsact,tcx" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -84,7 +84,15 @@ func read(ctx context.Context, name string, log []byte, took time.Duration) (*re
 	if r.Passed+r.Failed == 0 {
 		r.Problems = append(r.Problems, "no test ran")
 	}
+	r.settle()
 	return r, nil
+}
+
+// settle makes the counts show what went wrong outside the tests.
+func (r *result) settle() {
+	if len(r.Problems) > 0 && r.Failed == 0 {
+		r.Failed = 1
+	}
 }
 
 // addPackage counts the tests of one binary that have no subtests: the others
@@ -127,11 +135,14 @@ func (r *result) addPackage(ctx context.Context, pkg string, log []byte, exit st
 			if !hasSubtests {
 				r.Passed++
 			}
+			r.attached(test)
 		case "skip":
 			r.skip(pkg, test, said[test])
 		default:
 			failed++
-			r.Problems = append(r.Problems, fmt.Sprintf("%s %s:\n%s", pkg, test, tail(said[test], 40)))
+			if text := message(said[test]); text != "" || !hasSubtests {
+				r.Problems = append(r.Problems, fmt.Sprintf("%s %s:\n%s", pkg, test, tail(text, 40)))
+			}
 			if !hasSubtests {
 				r.Failed++
 			}
@@ -143,14 +154,35 @@ func (r *result) addPackage(ctx context.Context, pkg string, log []byte, exit st
 	return nil
 }
 
+// attached notes the way to attach that a passed test is named after.
+func (r *result) attached(test string) {
+	for part := range strings.SplitSeq(test, "/") {
+		if part == "tcx" || part == "clsact" {
+			r.fact("attach", part)
+		}
+	}
+}
+
+// message is what a test said without the lines that frame it.
+func message(said string) string {
+	var b strings.Builder
+	for line := range strings.Lines(said) {
+		if bare := strings.TrimSpace(line); !strings.HasPrefix(bare, "=== ") && !strings.HasPrefix(bare, "--- ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 // fact keeps what a test reported; different values of one key stand side by side.
 func (r *result) fact(key, value string) {
-	if have, ok := r.Facts[key]; ok && !slices.Contains(strings.Split(have, ","), value) {
-		value = have + "," + value
-	} else if ok {
-		return
+	have, ok := r.Facts[key]
+	switch {
+	case !ok:
+		r.Facts[key] = value
+	case !slices.Contains(strings.Split(have, ","), value):
+		r.Facts[key] = have + "," + value
 	}
-	r.Facts[key] = value
 }
 
 func (r *result) skip(pkg, test, said string) {
