@@ -29,10 +29,12 @@ int tapgate_tap_in(struct __sk_buff *skb)
 	struct tg_member *m;
 	__u32 gen;
 
+	/* Before the scratch is touched: the tap that made the copy may be waiting
+	 * on this CPU with its own packet's figures in there. */
+	if (tg_is_copy(skb))
+		return tg_finish_copy(skb->len, TG_INGRESS);
 	if (!s || tg_look(skb))
 		return TC_ACT_UNSPEC;
-	if (tg_is_copy(skb))
-		return tg_finish(0, TG_INGRESS, TG_PASS_OWN_COPY, &s->wire.count);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
@@ -55,10 +57,12 @@ int tapgate_tap_out(struct __sk_buff *skb)
 	__u64 without;
 	__u32 gen;
 
+	/* Before the scratch is touched: the tap that made the copy may be waiting
+	 * on this CPU with its own packet's figures in there. */
+	if (tg_is_copy(skb))
+		return tg_finish_copy(skb->len, TG_EGRESS);
 	if (!s || tg_look(skb))
 		return TC_ACT_UNSPEC;
-	if (tg_is_copy(skb))
-		return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &s->wire.count);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
@@ -83,7 +87,7 @@ int tapgate_dmz_out(struct __sk_buff *skb)
 
 	if (tg_is_copy(skb)) {
 		if (skb->cb[TG_CB_TASK] >> 8 != TG_COPY_MAGIC)
-			return tg_finish(0, TG_EGRESS, TG_PASS_OWN_COPY, &seen);
+			return tg_finish_copy(skb->len, TG_EGRESS);
 		slot = skb->cb[TG_CB_WHERE] >> 16 & 0xff;
 		reason = tg_deliver(skb);
 		return tg_finish(slot, TG_EGRESS, reason, &seen);

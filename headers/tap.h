@@ -99,11 +99,12 @@ static __always_inline void tg_tap_tick(struct __sk_buff *skb, struct tg_copy *c
 
 /* One copy for one target. *result is what bpf_clone_redirect returned. */
 static __always_inline enum tg_skip tg_tap_one(struct __sk_buff *skb, struct tg_copy *c,
-					       struct tg_scratch *s, __u32 gen, long *result)
+					       struct tg_scratch *s, __u32 gen, __u32 l3_len,
+					       long *result)
 {
 	__u32 where = tg_where(gen, c->slot, c->target), number = c->neigh;
 	struct tg_neigh *n = NULL;
-	__u32 task = TG_TASK_AS_IS;
+	__u32 task = TG_TASK_AS_IS, before, outcome;
 	__u64 mac;
 
 	*result = 0;
@@ -116,7 +117,7 @@ static __always_inline enum tg_skip tg_tap_one(struct __sk_buff *skb, struct tg_
 		task = TG_TASK_DMAC;
 	}
 	tg_tap_tick(skb, c, n, where);
-	if (s->wire.l3_len > c->mtu)
+	if (l3_len > c->mtu)
 		return TG_SKIP_TOO_BIG;
 	if (n) {
 		mac = *(volatile __u64 *)&n->mac;
@@ -131,9 +132,12 @@ static __always_inline enum tg_skip tg_tap_one(struct __sk_buff *skb, struct tg_
 	}
 	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | task;
 	skb->cb[TG_CB_WHERE] = where;
+	before = *(volatile __u32 *)&s->outcome;
 	s->outcome = TG_OUTCOME_NONE;
 	*result = bpf_clone_redirect(skb, c->ifindex, 0);
-	switch (*(volatile __u32 *)&s->outcome) {
+	outcome = *(volatile __u32 *)&s->outcome;
+	s->outcome = before; /* of the tap that this one may have interrupted */
+	switch (outcome) {
 	case TG_OUTCOME_COPIED:
 		return TG_SKIP_REASONS;
 	case TG_OUTCOME_FAILED:
@@ -164,11 +168,16 @@ static __always_inline void tg_tap_account(const struct tg_copy *c, struct tg_sc
 }
 
 /* Makes the copies of a member, but for mirrors in `without`. The original is as
- * it was: bpf_clone_redirect gives it its own data, and mark and cb are put back. */
+ * it was: bpf_clone_redirect gives it its own data, and mark and cb are put back.
+ *
+ * While a copy is sent, other packets may pass a tap on this CPU before we go on:
+ * a tunnel's question for its next hop, what a queue below had waiting, the copy
+ * itself on an interface below. So the scratch is put back after each. */
 static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, __u32 gen,
 				   struct tg_member *m, __u64 without, enum tg_direction dir)
 {
 	__u32 bytes = skb->len;
+	const struct tg_wire wire = s->wire;
 	struct tg_original original;
 	__u32 i;
 
@@ -176,13 +185,17 @@ static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, 
 	s->skipped = TG_SKIP_REASONS;
 	for (i = 0; i < TG_MAX_COPIES; i++) {
 		struct tg_copy *c = &m->copies[i];
+		__u32 skipped;
 		long result;
 
 		if (i >= m->ncopies)
 			break;
 		if (without & 1ULL << (c->mirror & 63))
 			continue;
-		s->skip = tg_tap_one(skb, c, s, gen, &result);
+		skipped = *(volatile __u32 *)&s->skipped;
+		s->skip = tg_tap_one(skb, c, s, gen, wire.l3_len, &result);
+		s->wire = wire;
+		s->skipped = skipped;
 		tg_tap_account(c, s, dir, result, bytes);
 	}
 	tg_undress(skb, &original);

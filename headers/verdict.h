@@ -37,6 +37,14 @@ static __always_inline int tg_finish(__u32 slot, enum tg_direction dir, enum tg_
 	return tg_code(reason);
 }
 
+/* A copy of ours that is under way passes another program of ours. */
+static __always_inline int tg_finish_copy(__u32 bytes, enum tg_direction dir)
+{
+	struct tg_count seen = {.packets = 1, .bytes = bytes};
+
+	return tg_finish(0, dir, TG_PASS_OWN_COPY, &seen);
+}
+
 /* A mirror was passed over for a packet that it copied where it came in. */
 static __always_inline void tg_duplicate(__u32 slot)
 {
