@@ -12,10 +12,10 @@ import (
 
 // trouble is something that happens to the sensor or the link to it.
 type trouble struct {
-	name    string
-	feature string // of the kernel, if it needs one
-	up      bool   // the link is up meanwhile
-	begin   func(g *gateway)
+	name     string
+	features []string // of the kernel
+	up       bool     // the link is up meanwhile
+	begin    func(g *gateway)
 	// settled is asked while packets flow; nil: at once.
 	settled func(g *gateway, b *books) bool
 	// verdict judges what became of the copies meanwhile.
@@ -29,11 +29,13 @@ func allSkipped(reason string) func(period) bool {
 	return func(is period) bool { return is.copied == 0 && is.skipped[reason] == is.matched }
 }
 
-func qdiscTrouble(name, feature string, words ...string) trouble {
+func qdiscTrouble(name string, features []string, qdiscs ...string) trouble {
 	return trouble{
-		name: name, feature: feature, up: true,
+		name: name, features: features, up: true,
 		begin: func(g *gateway) {
-			inHost(g.t, g.Gateway, "tc", append([]string{"qdisc", "replace", "dev", "eth2", "root"}, words...)...)
+			for _, q := range qdiscs {
+				inHost(g.t, g.Gateway, "tc", words("qdisc add dev eth2 "+q)...)
+			}
 		},
 		verdict: func(is period) bool { return is.copied == is.matched && is.drops > 0 && is.captured > 0 },
 		end: func(g *gateway, _ *books) {
@@ -104,12 +106,15 @@ var troubles = []trouble{
 			inHost(g.t, g.Sensor, "ip", "addr", "add", "192.168.4.2/24", "dev", "eth0")
 		},
 	},
-	qdiscTrouble("congested tbf", "tbf", "tbf", "rate", "4mbit", "burst", "4k", "limit", "8k"),
+	qdiscTrouble("congested tbf", []string{"tbf"}, "root tbf rate 4mbit burst 4k limit 8k"),
 	// So slow that next to nothing leaves: full all the time.
-	qdiscTrouble("stalled tbf", "tbf", "tbf", "rate", "256kbit", "burst", "1600", "limit", "3200"),
-	qdiscTrouble("congested fq_codel", "fq_codel", "fq_codel", "limit", "4", "flows", "1", "target", "1us", "interval", "10us"),
+	qdiscTrouble("stalled tbf", []string{"tbf"}, "root tbf rate 256kbit burst 1600 limit 3200"),
+	// It takes every packet and drops others, which no result tells of.
+	qdiscTrouble("congested fq_codel", []string{"tbf", "fq_codel"},
+		"root handle 1: tbf rate 4mbit burst 4k limit 100k", "parent 1: fq_codel limit 8 flows 4 target 1ms interval 10ms"),
 	{
-		name: "smaller MTU of the dmz interface", up: true,
+		// Without the feature only apply looks at the MTU.
+		name: "smaller MTU of the dmz interface", features: []string{"check_mtu"}, up: true,
 		begin: func(g *gateway) { g.setMTU(g.Gateway, "eth2", 1280) },
 		verdict: func(is period) bool {
 			return is.skipped["too_big"] > 0 && is.copied+is.skipped["too_big"] == is.matched && is.captured == is.copied
@@ -157,11 +162,8 @@ func TestSafetySensor(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		for _, trouble := range troubles {
 			t.Run(strings.ReplaceAll(trouble.name, " ", "_"), func(t *testing.T) {
-				if trouble.feature != "" {
-					kernels.Require(t, trouble.feature)
-				}
-				if trouble.name == "smaller MTU of the dmz interface" {
-					kernels.Require(t, "check_mtu") // without, only apply looks at the MTU
+				for _, f := range trouble.features {
+					kernels.Require(t, f)
 				}
 				g := newGateway(t)
 				g.kind = kind
