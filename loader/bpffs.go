@@ -23,6 +23,9 @@ func ensureBPFFS(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make a place for the BPF filesystem: %w", err)
 	}
+	if err := coversNothing(dir); err != nil {
+		return fmt.Errorf("mount the BPF filesystem on %s: %w", dir, err)
+	}
 	if filepath.Clean(dir) == DefaultBPFFS && mountIsPrivate(dir) {
 		return fmt.Errorf("mount the BPF filesystem on %s: this process has a mount namespace of its own "+
 			"(as under \"ip netns exec\"), and the mount would vanish with it; run tapgate from outside with "+
@@ -30,6 +33,19 @@ func ensureBPFFS(dir string) error {
 	}
 	if err := unix.Mount(mountSource, dir, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount the BPF filesystem on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// coversNothing refuses a place for a mount that would hide something, as /proc
+// or somebody's files.
+func coversNothing(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("it holds other things (%s), which the mount would hide; name an empty or new folder", entries[0].Name())
 	}
 	return nil
 }

@@ -132,3 +132,18 @@ func wantMounts(t *testing.T, dir string, want int) {
 		t.Errorf("%d mounts on %s, want %d", got, dir, want)
 	}
 }
+
+// A place that holds anything is never covered: "--bpffs /proc" did so once.
+func TestEnsureBPFFSCoversNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	if err := ensureBPFFS(dir); err == nil || !strings.Contains(err.Error(), "would hide") {
+		t.Errorf("%v", err)
+	}
+	if isBPFFS(dir) {
+		t.Error("mounted all the same")
+	}
+}
