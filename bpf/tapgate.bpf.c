@@ -70,6 +70,7 @@ int tapgate_tap_out(struct __sk_buff *skb)
 	if (!m->ncopies)
 		return tg_finish(m->slot, TG_EGRESS, TG_PASS_NOT_TAPPED, &s->wire.count);
 	without = tg_copied_before(skb, s, gen) & m->mirrors;
+	skb->tc_index = 0; /* it has done its work */
 	if (without)
 		tg_duplicate(m->slot);
 	tg_tap(skb, s, gen, m, without, TG_EGRESS);

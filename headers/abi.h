@@ -99,7 +99,8 @@ struct tg_ledger {
 struct tg_member_count {
 	struct tg_count seen;
 	__u64 reasons[TG_REASONS]; /* skbs */
-	__u64 duplicates;	   /* mirrors passed over: they copied it where it came in */
+	__u64 duplicates; /* packets that a mirror passed over, since it copied them where they came
+			     in */
 };
 
 /* One copy to make: an entry of tg_member, with all that the hot path needs.

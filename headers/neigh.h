@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * neigh.h: the state of a next hop. dmz ingress confirms it, delivery reads it,
- * and the tap asks when delivery says so. No process of ours is needed.
+ * neigh.h: the state of a next hop. dmz ingress confirms it, the tap reads it
+ * and asks again when it is old. No process of ours is needed.
  */
 #ifndef TG_NEIGH_H
 #define TG_NEIGH_H

@@ -52,16 +52,16 @@ static __always_inline void tg_wire_of(const struct tg_span *s, struct tg_packet
 	if (!p->gso_size)
 		return;
 
+	/* 0 inside a tunnel: what its segments repeat is not known and left out. */
 	headers = tg_gso_headers(s, p);
 	segs = p->gso_segs;
 	if (p->gso_size != TG_GSO_BY_FRAGS) {
+		payload = p->len > headers ? p->len - headers : 0;
 		/* A guest's GSO packet from a tap device arrives with gso_segs 0. */
-		if (!segs && headers && p->len > headers) {
-			payload = p->len - headers;
+		if (!segs)
 			segs = (payload + p->gso_size - 1) / p->gso_size;
-		}
-		if (headers > p->l3 && segs > 1)
-			w->l3_len = headers - p->l3 + p->gso_size;
+		if (segs > 1)
+			w->l3_len = (headers > p->l3 ? headers - p->l3 : 0) + p->gso_size;
 	}
 	if (segs > 1) {
 		w->count.packets = segs;
@@ -74,7 +74,7 @@ static __always_inline void tg_wire_of(const struct tg_span *s, struct tg_packet
  * wears the headers it was copied with. */
 static __always_inline __u16 tg_header_tag(const struct tg_span *s, struct tg_packet *p)
 {
-	__u64 h = p->l4_proto;
+	__u64 h = p->l4_proto | p->fragment << 8;
 	const __u32 *ports;
 	__u16 tag;
 	int i;

@@ -99,10 +99,11 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err := g.commit(p); err != nil {
 		return nil, errors.Join(err, g.converge())
 	}
-	result.Changes = append(result.Changes, difference(&before, &p.record)...)
+	result.Changes = append(result.Changes, append(g.reattached, difference(&before, &p.record)...)...)
 	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
 	}
+	result.Warnings = append(result.Warnings, g.warnings...)
 	return result, nil
 }
 
@@ -119,8 +120,15 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 		if m.role != RoleDMZ {
 			continue
 		}
-		if err := setFeatures(m.name, g.journal.offloads(m.index), false); err != nil {
+		if err := setFeatures(m.name, g.journal.offloads(m.touched()), false); err != nil {
 			return fmt.Errorf("switch checksum offload of %s off, so that the sensor gets whole frames: %w", m.name, err)
+		}
+		stuck, err := txChecksumStuck(m.name)
+		if err != nil {
+			return err
+		}
+		if len(stuck) > 0 {
+			g.warnings = append(g.warnings, offloadLeft(m.name, stuck))
 		}
 	}
 	// Delivery before the taps that rely on it.
@@ -167,7 +175,7 @@ func (g *Gateway) noteIntentions(p *plan, res *resolved, kind AttachKind) error 
 		if err != nil {
 			return err
 		}
-		g.journal.addOffloads(touched{Interface: m.name, Ifindex: m.index, MAC: m.mac.String()}, on)
+		g.journal.addOffloads(m.touched(), on)
 	}
 	return g.writeJournal()
 }
@@ -181,8 +189,43 @@ func (g *Gateway) attachMember(m memberRecord, kind AttachKind) error {
 	}
 	for _, name := range m.Programs {
 		h := hookOf(name, m.Ifindex, m.Interface)
+		if err := g.aloneOn(name, h); err != nil {
+			return err
+		}
 		if _, err := attachProgram(g.programs[name], name, h, kind, g.linkDir(m.Ifindex)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// aloneOn refuses a hook that another tapgate has, with its state elsewhere, and
+// notes a program of ours that should be there and is not.
+func (g *Gateway) aloneOn(program string, h hook) error {
+	other := fmt.Errorf("%s has %s of another tapgate already, whose state is not in %s: is there another --bpffs folder? Detach that one first", h, program, g.dir)
+	own, err := programID(g.programs[program])
+	if err != nil {
+		return err
+	}
+	kind, attached, _, err := attachedKind(program, h, g.linkDir(h.ifindex))
+	if err != nil {
+		return err
+	}
+	if kind == AttachClsact && attached != own {
+		return other
+	}
+	if kind == "" && slices.ContainsFunc(g.active.Members, func(m memberRecord) bool {
+		return m.Ifindex == h.ifindex && slices.Contains(m.Programs, program)
+	}) {
+		g.reattached = append(g.reattached, fmt.Sprintf("%s attached to %s again, where it was missing", program, h))
+	}
+	programs, err := queryTCX(h)
+	if err != nil {
+		return err
+	}
+	for _, p := range programs {
+		if p.ID != own && programName(p.ID) == program {
+			return other
 		}
 	}
 	return nil
@@ -279,6 +322,10 @@ func describe(r *record) []string {
 	return lines
 }
 
+func (m *member) touched() touched {
+	return touched{Interface: m.name, Ifindex: m.index, MAC: m.mac.String()}
+}
+
 func addTouched(list []touched, t touched) []touched {
 	if slices.Contains(list, t) {
 		return list
@@ -287,9 +334,9 @@ func addTouched(list []touched, t touched) []touched {
 }
 
 // offloads are the features of an interface that we switch off.
-func (j *journal) offloads(ifindex int) []string {
+func (j *journal) offloads(t touched) []string {
 	for _, o := range j.Offloads {
-		if o.Ifindex == ifindex {
+		if o.touched == t {
 			return o.Features
 		}
 	}

@@ -11,8 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountSource marks the mounts that tapgate made, so that it takes away no others.
-const mountSource = "tapgate"
+// The sources of mounts that tapgate made, so that it takes away no others; the
+// second says that the folder below is ours as well.
+const (
+	mountSource     = "tapgate"
+	mountSourceMade = "tapgate-made"
+)
 
 // ensureBPFFS makes dir a BPF filesystem: nothing to do if it is one (or a
 // folder in one), else it is created and mounted.
@@ -20,7 +24,11 @@ func ensureBPFFS(dir string) error {
 	if isBPFFS(dir) {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	source := mountSource
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		source = mountSourceMade
+	} else if !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make a place for the BPF filesystem: %w", err)
 	}
 	if err := coversNothing(dir); err != nil {
@@ -31,7 +39,7 @@ func ensureBPFFS(dir string) error {
 			"(as under \"ip netns exec\"), and the mount would vanish with it; run tapgate from outside with "+
 			"--netns NAME, or mount one (mount -t bpf bpf DIR) and name it with --bpffs DIR", dir)
 	}
-	if err := unix.Mount(mountSource, dir, "bpf", 0, "mode=0700"); err != nil {
+	if err := unix.Mount(source, dir, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount the BPF filesystem on %s: %w", dir, err)
 	}
 	return nil
@@ -79,7 +87,7 @@ func releaseBPFFS(dir string) error {
 			source = m.source
 		}
 	}
-	if source != mountSource {
+	if source != mountSource && source != mountSourceMade {
 		return nil
 	}
 	entries, err := os.ReadDir(real)
@@ -94,7 +102,14 @@ func releaseBPFFS(dir string) error {
 	}
 	// Whoever is about to put something in holds a folder open (the lock),
 	// and then the kernel says busy.
-	if err := unix.Unmount(real, 0); err != nil && !errors.Is(err, unix.EBUSY) {
+	err = unix.Unmount(real, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	if err == nil && source == mountSourceMade {
+		err = os.Remove(real)
+	}
+	if err != nil {
 		return fmt.Errorf("unmount the BPF filesystem on %s: %w", real, err)
 	}
 	return nil

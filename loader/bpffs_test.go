@@ -12,7 +12,7 @@ import (
 )
 
 func TestMountAndReleaseBPFFS(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "with space", "bpf")
+	dir := filepath.Join(t.TempDir(), "with space")
 	t.Cleanup(func() {
 		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
 		}

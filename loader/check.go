@@ -30,7 +30,7 @@ type InterfaceReport struct {
 	MAC       string   `json:"mac,omitempty"` // none on links without Ethernet
 	Addresses []string `json:"addresses"`     // with the length of their network
 	Zone      string   `json:"zone,omitempty"`
-	Tapable   bool     `json:"tapable"`       // copies can start or leave here
+	Tapable   bool     `json:"tappable"`      // copies can start or leave here
 	Why       string   `json:"why,omitempty"` // why not
 }
 

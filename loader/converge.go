@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,7 @@ func (g *Gateway) converge() error {
 		g.journal.Touched = keepIf(g.journal.Touched, keep)
 		g.journal.Qdiscs = keepIf(g.journal.Qdiscs, func(t touched) bool {
 			have, err := ingressQdisc(t.Ifindex)
-			return err == nil && have != "" && t.link() != nil && keep(t)
+			return err == nil && have != "" && keep(t)
 		})
 		g.journal.Offloads = keepIf(g.journal.Offloads, func(o offloadEntry) bool { return dmz[o.Ifindex] })
 		if len(g.journal.Touched)+len(g.journal.Qdiscs)+len(g.journal.Offloads) != before {
@@ -64,19 +65,33 @@ func (g *Gateway) dropMoved() (told []string, err error) {
 	return told, errors.Join(errs...)
 }
 
-// dropPrograms detaches programs from interfaces that do not want them.
+// dropPrograms detaches programs from interfaces that do not want them: taps
+// first, and delivery once none of them can be running any more, since a copy
+// without delivery would reach the sensor's network unfinished.
 func (g *Gateway) dropPrograms(wanted map[int][]string) error {
 	pins, err := listLinkPins(g.dir)
 	errs := []error{err}
-	for _, pin := range pins {
-		if !slices.Contains(wanted[pin.ifindex], pin.program) {
-			h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
-			errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
+	for _, programs := range [][]string{tapPrograms, dmzPrograms} {
+		dropped := false
+		for _, pin := range pins {
+			if slices.Contains(programs, pin.program) && !slices.Contains(wanted[pin.ifindex], pin.program) {
+				if !dropped {
+					dropped = true
+					errs = append(errs, g.waitForPrograms())
+				}
+				h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
+				errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
+			}
 		}
-	}
-	for _, t := range g.journal.Touched {
-		for _, program := range slices.Concat(tapPrograms, dmzPrograms) {
-			if !slices.Contains(wanted[t.Ifindex], program) {
+		for _, t := range g.journal.Touched {
+			for _, program := range programs {
+				if slices.Contains(wanted[t.Ifindex], program) {
+					continue
+				}
+				if !dropped {
+					dropped = true
+					errs = append(errs, g.waitForPrograms())
+				}
 				errs = append(errs, removeFilters(program, hookOf(program, t.Ifindex, t.Interface)))
 			}
 		}
@@ -92,6 +107,25 @@ func (g *Gateway) dropPrograms(wanted map[int][]string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// waitForPrograms returns when no program runs that may have read the control
+// word, or been on an interface, before the call: an update of an outer map
+// waits for that, also if it changes nothing.
+func (g *Gateway) waitForPrograms() error {
+	outer := g.maps[tapgateMapTgTargets]
+	var inner *ebpf.Map
+	if err := outer.Lookup(g.slot, &inner); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		return fmt.Errorf("wait for programs: %w", err)
+	}
+	defer inner.Close()
+	if err := outer.Put(g.slot, inner); err != nil {
+		return fmt.Errorf("wait for programs: %w", err)
+	}
+	return nil
 }
 
 func (g *Gateway) nameOf(ifindex int) string {
@@ -115,7 +149,9 @@ func (g *Gateway) dropQdiscs(wanted map[int][]string) error {
 		if len(wanted[t.Ifindex]) > 0 && attachKindFor(g.opt.Attach) == AttachClsact {
 			continue
 		}
-		if l := t.link(); l != nil {
+		l, err := t.link()
+		errs = append(errs, err)
+		if l != nil {
 			errs = append(errs, removeClsact(t.Ifindex))
 		}
 	}
@@ -129,8 +165,15 @@ func (g *Gateway) restoreOffloads(dmz map[int]bool) error {
 		if dmz[o.Ifindex] {
 			continue
 		}
-		if l := o.link(); l != nil {
-			errs = append(errs, setFeatures(l.Attrs().Name, o.Features, true))
+		l, err := o.link()
+		errs = append(errs, err)
+		if l == nil {
+			continue
+		}
+		// What the driver no longer does (a guest that took its offers back)
+		// is not ours to insist on, and must not keep the rest from going.
+		if err := setFeatures(l.Attrs().Name, o.Features, true); err != nil {
+			g.warnings = append(g.warnings, err.Error())
 		}
 	}
 	return errors.Join(errs...)
@@ -138,15 +181,19 @@ func (g *Gateway) restoreOffloads(dmz map[int]bool) error {
 
 // link finds the interface, under whatever name it has now; nil if it is gone
 // or its index belongs to another one.
-func (t touched) link() netlink.Link {
+func (t touched) link() (netlink.Link, error) {
 	l, err := netlink.LinkByIndex(t.Ifindex)
+	var gone netlink.LinkNotFoundError
+	if errors.As(err, &gone) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("look for %s: %w", t.Interface, err)
 	}
 	if l.Attrs().Name != t.Interface && l.Attrs().HardwareAddr.String() != t.MAC {
-		return nil
+		return nil, nil
 	}
-	return l
+	return l, nil
 }
 
 // dropNexthops forgets addresses that no target of the generation in force needs.
@@ -182,8 +229,9 @@ func (g *Gateway) needsNexthop(key tapgateTgNexthopKey, hop tapgateTgNexthop, ta
 	if hop.Kind != tapgateTgNexthopKindTG_NEXTHOP_OURS {
 		return false
 	}
+	address := netip.AddrFrom16(key.Address).Unmap().String()
 	return slices.ContainsFunc(g.active.Members, func(m memberRecord) bool {
-		return m.Role == RoleDMZ && uint32(m.Ifindex) == key.Ifindex
+		return uint32(m.Ifindex) == key.Ifindex && slices.Contains(m.Addresses, address)
 	})
 }
 

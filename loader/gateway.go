@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -22,7 +23,9 @@ type Gateway struct {
 	slot     uint32 // generation in force
 	active   record // its record
 	journal  journal
-	moved    []string // told: interfaces that were moved away with our programs
+	// What the next Result tells: interfaces that were moved away with our
+	// programs, programs that were missing, what could not be put back.
+	moved, reattached, warnings []string
 }
 
 // Result is what a change did, for people.
@@ -108,10 +111,8 @@ func openOrCreate(opt Options) (*Gateway, error) {
 		if !errors.Is(err, ErrNotAttached) {
 			return nil, errors.Join(err, g.Close())
 		}
-		if err := g.discard(); err != nil {
-			return nil, errors.Join(err, g.Close())
-		}
-		if err := g.Close(); err != nil {
+		g.journal = journal{} // it speaks of interfaces of a namespace that is gone
+		if err := errors.Join(g.discard(), g.Close()); err != nil {
 			return nil, err
 		}
 		return openOrCreate(opt)
@@ -219,7 +220,8 @@ func (g *Gateway) mine() error {
 	if g.active.Serial == 0 {
 		return nil // nothing was attached, so nothing can be mistaken
 	}
-	alive := false
+	attached := slices.ContainsFunc(g.active.Members, func(m memberRecord) bool { return len(m.Programs) > 0 })
+	alive := !attached // nothing that could tell
 	err := g.ns.do(func() error {
 		for _, m := range g.active.Members {
 			for _, program := range m.Programs {

@@ -31,6 +31,33 @@ func txChecksumFeatures(ifname string) ([]string, error) {
 	return names, nil
 }
 
+// txChecksumStuck names those that are on, whether or not they can be switched off.
+func txChecksumStuck(ifname string) ([]string, error) {
+	tool, err := ethtool.NewEthtool()
+	if err != nil {
+		return nil, fmt.Errorf("ethtool: %w", err)
+	}
+	defer tool.Close()
+	features, err := tool.Features(ifname)
+	if err != nil {
+		return nil, fmt.Errorf("read features of %q: %w", ifname, err)
+	}
+	var names []string
+	for name, on := range features {
+		if on && strings.HasPrefix(name, "tx-checksum-") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// offloadLeft tells what that means.
+func offloadLeft(ifname string, features []string) string {
+	return fmt.Sprintf("interface %s has %s on: the sensor may get frames larger than its MTU and unfinished checksums",
+		ifname, strings.Join(features, ", "))
+}
+
 // setFeatures switches features of an interface on or off; those that already are
 // stay untouched. The driver's word is checked by reading them again.
 func setFeatures(ifname string, names []string, on bool) error {

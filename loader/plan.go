@@ -115,6 +115,7 @@ func (p *plan) placeMembers(old *record, res *resolved) (slots map[int]uint32, e
 		case m.role == RoleDMZ:
 			r.Programs = dmzPrograms
 			for _, addr := range m.addrs {
+				r.Addresses = append(r.Addresses, addr.Addr().String())
 				p.nexthops[nexthopKey(m.index, addr.Addr())] = tapgateTgNexthop{Kind: tapgateTgNexthopKindTG_NEXTHOP_OURS}
 			}
 		case tapped[m.index]:

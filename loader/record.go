@@ -41,6 +41,7 @@ type memberRecord struct {
 	Role      Role     `json:"role"`
 	Slot      uint32   `json:"slot"`
 	Programs  []string `json:"programs"`
+	Addresses []string `json:"addresses,omitempty"` // of a dmz interface: questions for them pass
 }
 
 type mirrorRecord struct {

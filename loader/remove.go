@@ -37,7 +37,9 @@ func (g *Gateway) Remove() (*Result, error) {
 			result.Changes = append(result.Changes, "detached from "+m.Interface)
 		}
 	}
-	return result, g.discard()
+	err := g.discard()
+	result.Warnings = g.warnings
+	return result, err
 }
 
 // discard undoes all that the journal knows, and then the state itself goes
@@ -85,6 +87,9 @@ func detachLeftovers(opt Options) (*Result, error) {
 			if nsErr == nil {
 				g, openErr := openLocked(opt, own, dir, lock)
 				if openErr == nil {
+					if g.mine() != nil {
+						g.journal = journal{} // of a namespace that is gone
+					}
 					openErr = errors.Join(g.discard(), g.Close())
 				}
 				lockErr = openErr
@@ -160,13 +165,70 @@ func sweep(opt Options) error {
 	if pathExists(opt.root()) {
 		root, err := lockDir(opt.root(), true, opt.lockTimeout())
 		if err == nil {
+			err = removeDead(opt.root())
 			// Not empty: another namespace has its state here.
 			_ = os.Remove(opt.root())
-			err = root.unlock()
+			err = errors.Join(err, root.unlock())
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return releaseBPFFS(opt.bpffs())
+}
+
+// removeDead removes states of namespaces that are gone: nobody has a namespace
+// of that number, and none of the links is alive. State without links says nothing.
+func removeDead(root string) error {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		dir := filepath.Join(root, e.Name())
+		lock, err := lockDir(dir, true, 0)
+		if err != nil {
+			continue // in use, so not dead
+		}
+		if !netnsInUse(e.Name()) && isDead(dir) {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+		errs = append(errs, lock.unlock())
+	}
+	return errors.Join(errs...)
+}
+
+func isDead(dir string) bool {
+	pins, err := listLinkPins(dir)
+	if err != nil || len(pins) == 0 {
+		return false
+	}
+	for _, pin := range pins {
+		_, alive, err := pinnedTCX(filepath.Join(dir, linksDir, fmt.Sprint(pin.ifindex), pin.program))
+		if err != nil || alive {
+			return false
+		}
+	}
+	return true
+}
+
+// netnsInUse says whether a process or a name holds the namespace of that inode.
+func netnsInUse(inode string) bool {
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, l := range links {
+		if target, err := os.Readlink(l); err == nil && target == "net:["+inode+"]" {
+			return true
+		}
+	}
+	for _, folder := range netnsFolders {
+		entries, _ := os.ReadDir(folder)
+		for _, e := range entries {
+			path := filepath.Join(folder, e.Name())
+			if _, n, err := nsIdentity(path, -1); err == nil && fmt.Sprint(n) == inode {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -32,9 +32,10 @@ type member struct {
 	addrs []netip.Prefix // ours, each with the length of its network
 	up    bool
 
-	path  string // in the configuration
-	link  netlink.Link
-	known []address
+	path    string // in the configuration
+	written string // its name there, which may be an alternative one
+	link    netlink.Link
+	known   []address
 }
 
 // target is a Target with the way to it.
@@ -92,7 +93,10 @@ func (r *resolver) fail(path, format string, args ...any) {
 }
 
 func (r *resolver) warn(format string, args ...any) {
-	r.out.warnings = append(r.out.warnings, fmt.Sprintf(format, args...))
+	w := fmt.Sprintf(format, args...)
+	if !slices.Contains(r.out.warnings, w) { // targets may share what is warned of
+		r.out.warnings = append(r.out.warnings, w)
+	}
 }
 
 var goodName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
@@ -135,8 +139,9 @@ func (r *resolver) checkZones() {
 			r.fail(path+".interfaces", "zone %q has no interfaces", z.Name)
 		}
 	}
-	if interfaces > limitMembers {
-		r.fail("zones", "%d interfaces are more than the %d that a gateway can have", interfaces, limitMembers)
+	// Counters of slot 0 are for interfaces outside the generation.
+	if interfaces > limitMembers-1 {
+		r.fail("zones", "%d interfaces are more than the %d that a gateway can have", interfaces, limitMembers-1)
 	}
 }
 
@@ -156,10 +161,11 @@ func (r *resolver) findMembers() {
 				continue
 			}
 			if first := taken[l.Attrs().Index]; first != nil {
-				r.fail(path, "interface %q is already in zone %q (%s): an interface has one zone", name, first.zone, first.path)
+				r.failTaken(path, name, z, first)
 				continue
 			}
 			m := r.newMember(l, z, path)
+			m.written = name
 			taken[m.index] = m
 			if why := r.unfitFor(l, z); why != "" {
 				r.fail(path, "%s", why)
@@ -168,6 +174,18 @@ func (r *resolver) findMembers() {
 			r.out.members = append(r.out.members, m)
 			r.warnMember(m)
 		}
+	}
+}
+
+// failTaken is for an interface that has a place in the zones already.
+func (r *resolver) failTaken(path, name string, z Zone, first *member) {
+	switch {
+	case first.zone != z.Name:
+		r.fail(path, "interface %q is already in zone %q: an interface has one zone", name, first.zone)
+	case first.written != name:
+		r.fail(path, "interface %q is listed twice: %q is another name of it", name, first.written)
+	default:
+		r.fail(path, "interface %q is listed twice", name)
 	}
 }
 

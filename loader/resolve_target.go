@@ -47,8 +47,12 @@ func sameTarget(a, b Target) bool {
 
 // deviceOf finds the dmz interface of an l2 target.
 func (r *resolver) deviceOf(path string, t Target) *member {
-	if t.MAC != nil && len(t.MAC) != 6 {
-		r.fail(strings.TrimSuffix(path, "l2")+"mac", "MAC %s has %d bytes; an Ethernet address has 6", t.MAC, len(t.MAC))
+	switch atMAC := strings.TrimSuffix(path, "l2") + "mac"; {
+	case t.MAC == nil:
+	case len(t.MAC) != 6:
+		r.fail(atMAC, "MAC %s has %d bytes; an Ethernet address has 6", t.MAC, len(t.MAC))
+	case bytes.Equal(t.MAC, make([]byte, 6)):
+		r.fail(atMAC, "MAC %s is nobody's: give that of the sensor, or leave it out to send frames as they are", t.MAC)
 	}
 	l := r.topo.find(t.L2)
 	if l == nil {

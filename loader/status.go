@@ -113,7 +113,7 @@ func (g *Gateway) Status() (*Status, error) {
 		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: append([]string{}, g.moved...),
 	}
 	err := g.ns.do(func() error {
-		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s))
+		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s))
 	})
 	return s, err
 }

@@ -36,7 +36,7 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
         - {l2: eth2}                    # the frame as it is; optional: mac: ADDR`,
 		Example: `  tapgate apply -f /etc/tapgate/tapgate.yaml
   generate-config | tapgate apply -f -`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
 			opt, err := g.options(force)
 			if err != nil {

@@ -20,7 +20,7 @@ both directions, to a sensor in the dmz. The same as "tapgate apply" of a file
 that says so: a configuration that is in force already is replaced.`,
 		Example: `  tapgate attach --internal eth3 --dmz eth2 --sensor 192.168.4.2
   tapgate attach --external eth0 --internal eth3,eth5 --dmz eth2 --mgmt eth4 --sensor 192.168.4.2`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
 			for _, must := range []string{"internal", "dmz", "sensor"} {
 				if !cmd.Flags().Changed(must) {

@@ -6,6 +6,7 @@ import "tapgate/loader"
 type gateway interface {
 	Source() string
 	Apply(loader.Config) (*loader.Result, error)
+	Reduce(loader.Config) (*loader.Result, error)
 	Status() (*loader.Status, error)
 	Close() error
 }

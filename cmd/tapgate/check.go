@@ -23,7 +23,7 @@ Exit code 2 if the configuration cannot be put in force, 1 if the kernel lacks
 what tapgate needs.`,
 		Example: `  tapgate check
   tapgate check -f /etc/tapgate/tapgate.yaml`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
 			opt, err := g.options(false)
 			if err != nil {

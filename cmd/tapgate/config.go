@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -39,6 +40,8 @@ func parseConfig(file string, text []byte) (*document, error) {
 	if !utf8.Valid(text) {
 		return nil, &configError{file, "not UTF-8 text"}
 	}
+	// Editors on Windows put a byte order mark first.
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	r := &yamlReader{file: file, places: map[string]token.Position{}, anchors: map[string]ast.Node{}}
 	root, err := r.parse(text)
 	if err != nil {
@@ -47,7 +50,7 @@ func parseConfig(file string, text []byte) (*document, error) {
 	d := &document{file: file, places: r.places}
 	d.Source = string(text)
 	if root == nil {
-		return nil, &configError{file, "empty; it needs at least zones: and mirrors:"}
+		return nil, &configError{file, "empty; it needs at least zones:"}
 	}
 	for _, e := range r.mapping(yamlEntry{value: root, at: nodeAt(root)}, "zones: and mirrors:") {
 		switch e.key {
@@ -59,8 +62,10 @@ func parseConfig(file string, text []byte) (*document, error) {
 			for _, m := range r.list(e, "a list of mirrors") {
 				d.Mirrors = append(d.Mirrors, r.mirror(m))
 			}
-		case "nat", "policies":
-			r.failf(e.at, "%s: not in this version of tapgate; leave it out (NAT stays the kernel's)", e.key)
+		case "nat":
+			r.failf(e.at, "nat: not in this version of tapgate; leave it out (NAT stays the kernel's)")
+		case "policies":
+			r.failf(e.at, "policies: not in this version of tapgate; leave it out (what may pass is the kernel's firewall's to say)")
 		default:
 			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "mirrors"}))
 		}

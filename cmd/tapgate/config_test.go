@@ -61,6 +61,7 @@ func TestParseConfig(t *testing.T) {
 	for name, text := range map[string]string{
 		"as written":      exampleConfig,
 		"Windows lines":   strings.ReplaceAll(exampleConfig, "\n", "\r\n"),
+		"byte order mark": "\ufeff" + exampleConfig,
 		"document marker": "---\n" + exampleConfig,
 		"with an anchor":  strings.Replace(strings.Replace(exampleConfig, "zones: [app]", "zones: &z [app]", 1), "zones: [app]", "zones: *z", 1),
 	} {
@@ -71,7 +72,7 @@ func TestParseConfig(t *testing.T) {
 		if !reflect.DeepEqual(d.Mirrors, mirrors) {
 			t.Errorf("%s: mirrors\n got %+v\nwant %+v", name, d.Mirrors, mirrors)
 		}
-		if d.Source != text {
+		if d.Source != strings.TrimPrefix(text, "\ufeff") {
 			t.Errorf("%s: the source is not the text", name)
 		}
 	}
@@ -94,8 +95,10 @@ func TestParseConfigSmall(t *testing.T) {
 func TestConfigErrors(t *testing.T) {
 	zone := "zones:\n  internal: {interfaces: [eth3]}\n"
 	for _, c := range []struct{ name, text, want string }{
-		{"empty", "", "f: empty; it needs at least zones: and mirrors:"},
-		{"only comments", "# nothing\n", "f: empty; it needs at least zones: and mirrors:"},
+		{"empty", "", "f: empty; it needs at least zones:"},
+		{"only comments", "# nothing\n", "f: empty; it needs at least zones:"},
+		{"only a byte order mark", "\ufeff", "f: empty; it needs at least zones:"},
+		{"a mistake after a byte order mark", "\ufeffzone: {}\n", `f:1:1: unknown key "zone"; did you mean "zones"?`},
 		{"not a mapping", "eth0\n", `f:1:1: expected zones: and mirrors:, got "eth0"`},
 		{"a list", "- eth0\n", "f:1:1: expected zones: and mirrors:, got a list"},
 		{"bad syntax", "zones:\n  internal: {interfaces: [eth3}\n", "f:2:31: "},
@@ -111,7 +114,7 @@ func TestConfigErrors(t *testing.T) {
 		{"unknown mirror key", "mirrors:\n  - name: a\n    target: []\n", `f:3:5: unknown key "target" in a mirror; did you mean "targets"?`},
 		{"unknown target key", "mirrors:\n  - {name: a, targets: [{vai: 192.0.2.1}]}\n", `f:2:26: unknown key "vai" in a target; did you mean "via"?`},
 		{"nat", zone + "nat:\n  max_flows: 5\n", "f:3:1: nat: not in this version of tapgate; leave it out (NAT stays the kernel's)"},
-		{"policies", zone + "policies: []\n", "f:3:1: policies: not in this version of tapgate; leave it out (NAT stays the kernel's)"},
+		{"policies", zone + "policies: []\n", "f:3:1: policies: not in this version of tapgate; leave it out (what may pass is the kernel's firewall's to say)"},
 		{"later target", "mirrors: [{name: a, targets: [{vxlan: 192.0.2.1}]}]", "f:1:32: vxlan: not in this version of tapgate, which has via and l2"},
 		{"role", "zones:\n  app: {role: intern, interfaces: [eth3]}\n", `f:2:15: unknown role "intern"; did you mean "internal"?`},
 		{"no role", "zones:\n  app: {interfaces: [eth3]}\n", `f:2:3: zone "app": its name is not a role, so say which it has: role: external | internal | dmz | mgmt`},

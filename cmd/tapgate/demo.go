@@ -50,7 +50,7 @@ and takes everything down again. The machine's own networks are not touched.
 It succeeds only if the sensor saw every ping in both directions, with the
 server's own address and bit for bit as the server sent and received it.`,
 		Example: "  tapgate demo",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
 			for _, name := range []string{"netns", "bpffs"} {
 				if cmd.Flags().Changed(name) {

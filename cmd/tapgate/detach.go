@@ -18,7 +18,7 @@ Nothing of others is touched. Where nothing is attached there is nothing to do,
 and that is no error, so that an interrupted detach can be run again.`,
 		Example: `  tapgate detach
   tapgate detach --netns gw`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
 			opt, err := g.options(force)
 			if err != nil {

@@ -59,6 +59,12 @@ func (g fakeGateway) Apply(cfg loader.Config) (*loader.Result, error) {
 	return g.result, g.applyErr
 }
 
+func (g fakeGateway) Reduce(cfg loader.Config) (*loader.Result, error) {
+	g.calls = append(g.calls, "reduce")
+	g.gatewayCfg = &cfg
+	return g.result, g.applyErr
+}
+
 func (g fakeGateway) Status() (*loader.Status, error) { return g.status, nil }
 
 func (g fakeGateway) Close() error {

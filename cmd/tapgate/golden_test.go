@@ -214,6 +214,16 @@ func TestVersion(t *testing.T) {
 	if got := v.text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	for value, want := range map[string]bool{"true": true, "false": false} {
+		v := versionOf(&debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "vcs.modified", Value: value}}})
+		if v.Modified == nil || *v.Modified != want {
+			t.Errorf("modified %s: %v", value, v.Modified)
+		}
+	}
+	unknown, err := json.Marshal(versionOf(&debug.BuildInfo{}))
+	if err != nil || strings.Contains(string(unknown), "modified") {
+		t.Errorf("without information on the revision: %s, %v", unknown, err)
+	}
 	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 1`) {
 		t.Errorf("%+v", got)
 	}

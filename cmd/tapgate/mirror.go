@@ -18,18 +18,8 @@ func newMirrorCommand(e *env, g *globals) *cobra.Command {
 		Example: `  tapgate mirror list
   tapgate mirror add ids --zone internal --via 192.168.4.2
   tapgate mirror del ids`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			var names []string
-			for _, c := range cmd.Commands() {
-				names = append(names, c.Name())
-			}
-			if len(args) == 0 {
-				return usagef("mirror what? One of %s; see tapgate mirror --help", strings.Join(names, ", "))
-			}
-			return usagef("unknown command %q for mirror%s", args[0], didYouMean(args[0], names))
-		},
-		RunE: func(*cobra.Command, []string) error { return nil },
 	}
+	needSubcommand(cmd)
 	cmd.AddCommand(newMirrorAddCommand(e, g), newMirrorDelCommand(e, g), newMirrorListCommand(e, g))
 	return cmd
 }
@@ -40,7 +30,7 @@ func newMirrorListCommand(e *env, g *globals) *cobra.Command {
 		Use:     "list",
 		Short:   "Show mirrors and what they copied",
 		Example: "  tapgate mirror list --json | jq '.[].copied.packets'",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
 			s, err := e.status(g)
 			if err != nil {
@@ -126,12 +116,13 @@ left out. Traffic and other copies go on.
 			if target == nil {
 				return usagef("no target: --via ADDR, or --l2 IF")
 			}
-			return e.edit(g, args[0], f.force, func(cfg *loader.Config) (string, error) {
+			return e.edit(g, args[0], f.force, gateway.Apply, func(cfg *loader.Config) (string, error) {
 				return addMirror(cfg, args[0], f.zones, *target)
 			})
 		}),
 	}
 	cmd.Flags().StringSliceVar(&f.zones, "zone", nil, "zones whose packets are copied: `Z[,Z]`")
+	_ = cmd.RegisterFlagCompletionFunc("zone", e.completeZones(g))
 	f.addTarget(cmd)
 	cmd.Flags().SortFlags = false
 	addForce(cmd, &f.force, "also if packets may be larger than the sensor's MTU: those are skipped")
@@ -148,13 +139,15 @@ counts as deleted. The last target of a mirror goes with the mirror only.
 ` + commentsLost,
 		Example: `  tapgate mirror del ids --via 192.168.4.2
   tapgate mirror del ids`,
-		Args: mirrorName,
+		Args:              mirrorName,
+		ValidArgsFunction: e.completeMirror(g),
 		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
 			target, err := f.target(cmd)
 			if err != nil {
 				return err
 			}
-			return e.edit(g, args[0], false, func(cfg *loader.Config) (string, error) {
+			// It must work also where what is in force could not be applied any more.
+			return e.edit(g, args[0], false, gateway.Reduce, func(cfg *loader.Config) (string, error) {
 				return delMirror(cfg, args[0], target)
 			})
 		}),
@@ -165,19 +158,22 @@ counts as deleted. The last target of a mirror goes with the mirror only.
 }
 
 func mirrorName(_ *cobra.Command, args []string) error {
-	switch len(args) {
-	case 0:
+	switch {
+	case len(args) == 0, args[0] == "":
 		return usagef("which mirror? Its NAME is missing")
-	case 1:
+	case len(args) == 1:
 		return nil
 	default:
 		return usagef("one NAME at a time, got %s", strings.Join(args, " "))
 	}
 }
 
-// edit changes the mirror called name in the running configuration. alter gives a note, and nothing is
+// edit changes the mirror called name in the running configuration: alter makes
+// the new one, and put puts it in force. alter gives a note, and nothing is
 // done, where all is as asked already.
-func (e *env) edit(g *globals, name string, force bool, alter func(*loader.Config) (note string, err error)) (err error) {
+func (e *env) edit(g *globals, name string, force bool, put func(gateway, loader.Config) (*loader.Result, error),
+	alter func(*loader.Config) (note string, err error),
+) (err error) {
 	opt, err := g.options(force)
 	if err != nil {
 		return err
@@ -203,7 +199,7 @@ func (e *env) edit(g *globals, name string, force bool, alter func(*loader.Confi
 		return nil
 	}
 	cfg.Source = formatConfig(cfg)
-	return locate(e.change(func() (*loader.Result, error) { return gw.Apply(cfg) }), mirrorPlace(cfg, name))
+	return locate(e.change(func() (*loader.Result, error) { return put(gw, cfg) }), mirrorPlace(cfg, name))
 }
 
 // mirrorPlace names what a path into the changed configuration came from: the
@@ -225,7 +221,9 @@ func mirrorPlace(cfg loader.Config, name string) func(path string) string {
 			return "--l2"
 		case strings.HasPrefix(path, mirror+".zones"):
 			return "--zone"
-		case path == mirror, path == mirror+".name":
+		case path == mirror+".name", path == mirror+".targets":
+			return "" // these messages name the mirror themselves
+		case path == mirror:
 			return "mirror " + name
 		default:
 			return "applied configuration: " + path

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"tapgate/loader"
 )
@@ -20,6 +21,7 @@ type globals struct {
 	verbose     bool
 	lockTimeout time.Duration
 	attachKind  attachKind
+	given       func(flag string) bool // on the command line
 }
 
 func newRootCommand(e *env, started *bool) *cobra.Command {
@@ -47,12 +49,14 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 	root.SetErr(e.stderr)
 
 	p := root.PersistentFlags()
+	g.given = p.Changed
 	p.StringVar(&g.netns, "netns", "", "gateway in this network namespace, a `NAME` under /run/netns or a path")
 	p.StringVar(&g.bpffs, "bpffs", loader.DefaultBPFFS, "mount point of the BPF filesystem")
 	p.BoolVarP(&g.verbose, "verbose", "v", false, "say more; verifier errors with the whole log")
 	p.DurationVar(&g.lockTimeout, "lock-timeout", 5*time.Second, "how long to wait for another tapgate")
 	p.Var(&g.attachKind, "attach-kind", "auto, tcx or clsact")
 	_ = p.MarkHidden("attach-kind")
+	_ = root.RegisterFlagCompletionFunc("netns", completeNetns)
 
 	root.AddCommand(
 		newApplyCommand(e, g),
@@ -64,6 +68,7 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 		newStatusCommand(e, g),
 		newVersionCommand(e),
 	)
+	addCompletion(root)
 	markStarted(root, started)
 	return root
 }
@@ -90,8 +95,10 @@ func (g *globals) options(force bool) (loader.Options, error) {
 	if g.bpffs == "" {
 		return loader.Options{}, usagef("--bpffs: must not be empty")
 	}
-	if err := checkNetns(g.netns); err != nil {
-		return loader.Options{}, err
+	if g.given("netns") {
+		if err := checkNetns(g.netns); err != nil {
+			return loader.Options{}, err
+		}
 	}
 	return loader.Options{
 		Netns:       g.netns,
@@ -111,27 +118,65 @@ func checkNetns(ns string) error {
 	path := ns
 	switch {
 	case ns == "":
-		return nil
+		return usagef("--netns: must not be empty; leave it out for the namespace that tapgate runs in")
 	case !strings.Contains(ns, "/"):
 		path = filepath.Join(netnsDir, ns)
 	}
-	if _, err := os.Stat(path); err == nil {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	switch {
+	case err == nil:
+		defer unix.Close(fd)
+		if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+			return usagef("--netns %s is not a network namespace; give a name under %s, or a path as /proc/PID/ns/net", ns, netnsDir)
+		}
 		return nil
-	} else if !errors.Is(err, os.ErrNotExist) {
+	case !errors.Is(err, os.ErrNotExist):
 		return usagef("--netns %s: %v", ns, err)
-	}
-	if path == ns {
+	case path == ns:
 		return usagef("--netns %s: no such file", ns)
 	}
-	entries, _ := os.ReadDir(netnsDir)
-	if len(entries) == 0 {
+	names := netnsNames()
+	if len(names) == 0 {
 		return usagef("--netns %s: there is no named network namespace; a path works as well, as /proc/PID/ns/net", ns)
 	}
+	return usagef("--netns %s: no such network namespace%s", ns, didYouMean(ns, names))
+}
+
+func netnsNames() []string {
+	entries, _ := os.ReadDir(netnsDir)
 	names := make([]string, len(entries))
 	for i, e := range entries {
 		names[i] = e.Name()
 	}
-	return usagef("--netns %s: no such network namespace%s", ns, didYouMean(ns, names))
+	return names
+}
+
+// noArgs is for commands that take flags only.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "; see " + cmd.CommandPath() + " --help"
+	if f := cmd.Flags().Lookup("file"); f != nil && !f.Changed {
+		hint = "; did you mean -f " + args[0] + "?"
+	}
+	name := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+	return usagef("%s takes no arguments, only flags; got %q%s", name, args[0], hint)
+}
+
+// needSubcommand makes cmd refuse to run without one of its subcommands.
+func needSubcommand(cmd *cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, c.Name())
+		}
+		if len(args) == 0 {
+			return usagef("%s what? One of %s; see %s --help", cmd.Name(), strings.Join(names, ", "), cmd.CommandPath())
+		}
+		return usagef("unknown command %q for %s%s", args[0], cmd.Name(), didYouMean(args[0], names))
+	}
+	cmd.RunE = func(*cobra.Command, []string) error { return nil }
 }
 
 // attachKind is a flag value: auto, tcx or clsact.

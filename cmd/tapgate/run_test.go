@@ -34,7 +34,16 @@ func TestUsage(t *testing.T) {
 		want string // how the error begins
 	}{
 		{"bogus", `unknown command "bogus" for "tapgate"`},
-		{"status extra", `unknown command "extra" for "tapgate status"`},
+		{"status extra", `status takes no arguments, only flags; got "extra"; see tapgate status --help`},
+		{"mirror list x", `mirror list takes no arguments, only flags; got "x"; see tapgate mirror list --help`},
+		{"detach extra", `detach takes no arguments, only flags; got "extra"; see tapgate detach --help`},
+		{"apply a.yaml", `apply takes no arguments, only flags; got "a.yaml"; did you mean -f a.yaml?`},
+		{"check a.yaml", `check takes no arguments, only flags; got "a.yaml"; did you mean -f a.yaml?`},
+		{"apply -f a.yaml b", `apply takes no arguments, only flags; got "b"; see tapgate apply --help`},
+		{"completion", "completion what? One of bash, fish, powershell, zsh; see tapgate completion --help"},
+		{"completion foo", `unknown command "foo" for completion; known: bash, fish, powershell, zsh`},
+		{"completion bash x", `completion bash takes no arguments, only flags; got "x"; see tapgate completion bash --help`},
+		{"status --json --metrics", "if any flags in the group [json metrics] are set none of the others can be"},
 		{"status --bogus", "unknown flag: --bogus"},
 		{"status --attach-kind xdp", `invalid argument "xdp" for "--attach-kind" flag: must be auto, tcx or clsact`},
 		{"status --lock-timeout 0s", "--lock-timeout 0s: must be above zero"},
@@ -42,9 +51,15 @@ func TestUsage(t *testing.T) {
 		{"status --bpffs=", "--bpffs: must not be empty"},
 		{"status --netns /nope/net", "--netns /nope/net: no such file"},
 		{"status --netns tg-nope", "--netns tg-nope: "},
+		{"status --netns=", "--netns: must not be empty; leave it out for the namespace that tapgate runs in"},
+		{"detach --netns=", "--netns: must not be empty"},
+		{"status --netns /etc/passwd", "--netns /etc/passwd is not a network namespace; give a name under /run/netns, or a path as /proc/PID/ns/net"},
+		{"status --netns /proc/self/ns/mnt", "--netns /proc/self/ns/mnt is not a network namespace"},
+		{"status --netns .", "--netns . "},
 		{"mirror", "mirror what? One of add, del, list; see tapgate mirror --help"},
 		{"mirror lits", `unknown command "lits" for mirror; did you mean "list"?`},
 		{"mirror add", "which mirror? Its NAME is missing"},
+		{"mirror del ''", "which mirror? Its NAME is missing"},
 		{"mirror add a b --via 192.0.2.1", "one NAME at a time, got a b"},
 		{"mirror add ids", "no target: --via ADDR, or --l2 IF"},
 		{"mirror add ids --via 192.0.2.1 --l2 eth2", "--via and --l2 are two targets: one at a time"},
@@ -61,7 +76,11 @@ func TestUsage(t *testing.T) {
 		{"attach --internal a --dmz b --sensor c", `--sensor: "c" is not an IP address`},
 	} {
 		f := &fake{result: done, source: smallConfig, status: &loader.Status{}}
-		got := call(f, "", strings.Fields(c.args)...)
+		words := strings.Fields(c.args)
+		for i := range words {
+			words[i] = strings.Trim(words[i], "'")
+		}
+		got := call(f, "", words...)
 		if !strings.HasPrefix(got.errs, c.want) || got.code != exitUsage {
 			t.Errorf("%s: exit %d\n got %s\nwant %s", c.args, got.code, got.errs, c.want)
 		}
@@ -263,6 +282,10 @@ func TestMirrorCommands(t *testing.T) {
 		if f.opened != loader.ReadWrite || f.closed != 1 {
 			t.Errorf("mirror %s: mode %v, closed %d times", c.args, f.opened, f.closed)
 		}
+		// To delete, the rest of the configuration need not fit any more.
+		if reduced := slices.Contains(f.calls, "reduce"); reduced != (c.want != "" && strings.HasPrefix(c.args, "del ")) {
+			t.Errorf("mirror %s: calls %v", c.args, f.calls)
+		}
 	}
 }
 
@@ -289,10 +312,11 @@ func TestMirrorErrors(t *testing.T) {
 		&loader.ConfigError{Path: "mirrors[0].targets[1].via", Err: "a"},
 		&loader.ConfigError{Path: "mirrors[0].zones[0]", Err: "b"},
 		&loader.ConfigError{Path: "mirrors[0].targets[0].via", Err: "c"},
-		&loader.ConfigError{Path: "mirrors[0].name", Err: "d"},
+		&loader.ConfigError{Path: "mirrors[0].name", Err: `mirror name "ids": d`},
+		&loader.ConfigError{Path: "mirrors[0].targets", Err: `with mirror "ids": e`},
 	)}
 	got := call(f, "", "mirror", "add", "ids", "--via", "192.0.2.1")
-	want := "--via: a\n--zone: b\napplied configuration: mirrors[0].targets[0].via: c\nmirror ids: d"
+	want := "--via: a\n--zone: b\napplied configuration: mirrors[0].targets[0].via: c\nmirror name \"ids\": d\nwith mirror \"ids\": e"
 	if got.errs != want || got.code != exitUsage || f.closed != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -340,7 +364,7 @@ func TestOutputFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	for _, args := range []string{"status", "status --json", "mirror list --json", "check", "version", "apply -f -"} {
+	for _, args := range []string{"status", "status --json", "mirror list --json", "check", "version", "completion bash", "apply -f -"} {
 		e := &env{
 			stdin: strings.NewReader(smallConfig), stdout: full, stderr: &bytes.Buffer{},
 			backend:     &fake{status: &loader.Status{}, report: &loader.Report{}, result: done},

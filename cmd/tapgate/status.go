@@ -29,7 +29,7 @@ counters as Prometheus reads them, as for node_exporter's textfile collector.`,
 		Example: `  tapgate status
   tapgate status --metrics >/var/lib/node_exporter/tapgate.prom
   tapgate status --netns gw --json | jq .mirrors`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
 			s, err := e.status(g)
 			if err != nil {

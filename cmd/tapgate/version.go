@@ -14,7 +14,7 @@ type versionInfo struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"` // of the version control system
 	Time     string `json:"time,omitempty"`     // of the revision
-	Modified bool   `json:"modified"`           // built from changed files
+	Modified *bool  `json:"modified,omitempty"` // built from changed files; nil if not known
 	Go       string `json:"go"`
 	Layout   int    `json:"layout"` // of the pinned state that it understands
 }
@@ -25,7 +25,7 @@ func newVersionCommand(e *env) *cobra.Command {
 		Use:     "version",
 		Short:   "Say which tapgate this is",
 		Example: "  tapgate version --json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			info, ok := debug.ReadBuildInfo()
 			if !ok {
@@ -54,7 +54,8 @@ func versionOf(info *debug.BuildInfo) versionInfo {
 		case "vcs.time":
 			v.Time = s.Value
 		case "vcs.modified":
-			v.Modified = s.Value == "true"
+			modified := s.Value == "true"
+			v.Modified = &modified
 		}
 	}
 	return v
@@ -64,7 +65,7 @@ func (v versionInfo) text() string {
 	pairs := []string{"tapgate", v.Version}
 	if v.Revision != "" {
 		revision := []string{v.Revision, v.Time}
-		if v.Modified {
+		if v.Modified != nil && *v.Modified {
 			revision = append(revision, "modified")
 		}
 		pairs = append(pairs, "revision", strings.Join(revision, " "))

@@ -136,7 +136,7 @@ func TestLimits(t *testing.T) {
 		names = append(names, "eth99")
 	}
 	cfg.Zones = append(cfg.Zones, loader.Zone{Name: "many", Role: loader.RoleInternal, Interfaces: names})
-	if _, err := gate.gw.Apply(cfg); err == nil || !strings.Contains(err.Error(), "256") {
+	if _, err := gate.gw.Apply(cfg); err == nil || !strings.Contains(err.Error(), "255") {
 		t.Errorf("more than %d interfaces: %v, want refused with the limit", limitMembers, err)
 	}
 	mirrors := []loader.Mirror{}

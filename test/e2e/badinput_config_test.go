@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,7 +32,7 @@ var badInputs = []badInput{
 		want: []string{"stdin:4:27: ", `no interface "eth9"; there are: `, "eth3", "renamed or in another network namespace?"}},
 	{name: "interface in two zones", config: edit("[eth4]", "[eth4, eth3]"), code: 2,
 		want: []string{"stdin:6:33: ", `"eth3" is already in zone "internal"`}},
-	{name: "interface twice in a zone", config: edit("[eth4]", "[eth4, eth4]"), code: 2, want: []string{"stdin:6:33: ", `"eth4" is already in zone "mgmt"`}},
+	{name: "interface twice in a zone", config: edit("[eth4]", "[eth4, eth4]"), code: 2, want: []string{"stdin:6:33: ", `interface "eth4" is listed twice`}},
 	{name: "loopback", config: edit("eth3", "lo"), code: 2, want: []string{"stdin:4:27: ", "loopback"}},
 	{name: "sensor on a tapped interface", config: target("{via: 192.168.3.2}"), code: 2,
 		want: []string{"stdin:11:15: ", "192.168.3.2 is on no dmz network", `on that of "eth3", which is in zone "internal"`}},
@@ -43,6 +44,7 @@ var badInputs = []badInput{
 	{name: "sensor beyond a router", config: target("{via: 198.51.100.9}"), code: 2, want: []string{"on no dmz network (eth2 192.168.4.0/24"}},
 	{name: "bad address", config: target("{via: 192.168.4.256}"), code: 2, want: []string{"stdin:11:15: ", "192.168.4.256"}},
 	{name: "bad MAC", config: target(`{l2: eth2, mac: "02:00:00"}`), code: 2, want: []string{"stdin:11:", "mac"}},
+	{name: "MAC of nobody", config: target(`{l2: eth2, mac: "00:00:00:00:00:00"}`), code: 2, want: []string{"stdin:11:25: ", "00:00:00:00:00:00 is nobody's"}},
 	{name: "two kinds of target", config: target("{via: 192.168.4.2, l2: eth2}"), code: 2, want: []string{"stdin:11:9: ", "either via: ADDR or l2: INTERFACE"}},
 	{name: "unknown key", config: edit("targets:", "tragets:"), code: 2, want: []string{"stdin:10:5: ", `unknown key "tragets"`, "targets"}},
 	{name: "unknown key at the top", config: edit("mirrors:", "mirors:"), code: 2, want: []string{"stdin:7:1: ", `unknown key "mirors"`}},
@@ -50,7 +52,8 @@ var badInputs = []badInput{
 	{name: "unknown zone", config: edit("zones: [internal]", "zones: [interal]"), code: 2, want: []string{"stdin:9:13: ", `no zone "interal"; there are: `}},
 	{name: "unknown role", config: edit("{interfaces: [eth4]}", "{role: guest, interfaces: [eth4]}"), code: 2, want: []string{"stdin:6:20: ", `unknown role "guest"`}},
 	{name: "no dmz", config: edit("  dmz:      {interfaces: [eth2]}\n", ""), code: 2, want: []string{"no zone has the role dmz"}},
-	{name: "empty", config: func() string { return "" }, code: 2, want: []string{"stdin: empty"}},
+	{name: "empty", config: func() string { return "" }, code: 2, want: []string{"stdin: empty; it needs at least zones:"}},
+	{name: "policies", config: func() string { return example + "policies: []\n" }, code: 2, want: []string{": policies: not in this version", "firewall"}},
 	{name: "several mistakes at once", config: edit("eth3", "eth9", "192.168.4.2", "192.168.4.1"), code: 2,
 		want: []string{`no interface "eth9"`, "this machine's own address"}},
 	{name: "stacked macvlan", setUp: []string{"link add top0 link eth3 type macvlan"}, config: edit("[eth3]", "[eth3, top0]"), code: 2,
@@ -70,6 +73,9 @@ var badInputs = []badInput{
 	{name: "attach with a missing interface", args: []string{"attach", "--internal", "eth9", "--dmz", "eth2", "--sensor", "192.168.4.2"}, code: 2, want: []string{"--internal: ", `no interface "eth9"`}},
 	{name: "attach without sensor", args: []string{"attach", "--internal", "eth3", "--dmz", "eth2"}, code: 2, want: []string{"--sensor is missing"}},
 	{name: "attach of one interface twice", args: []string{"attach", "--internal", "eth3", "--dmz", "eth3", "--sensor", "192.168.4.2"}, code: 2, want: []string{"--dmz: ", "already in zone"}},
+	{name: "attach of one interface twice in a zone", args: []string{"attach", "--internal", "eth3,eth3", "--dmz", "eth2", "--sensor", "192.168.4.2"}, code: 2, want: []string{`--internal: interface "eth3" is listed twice`}},
+	{name: "file without -f", args: []string{"apply", "a.yaml"}, code: 2, want: []string{"did you mean -f a.yaml?"}},
+	{name: "completion of an unknown shell", args: []string{"completion", "foo"}, code: 2, want: []string{`"foo"`, "bash"}},
 	{name: "unknown command", args: []string{"attatch"}, code: 2, want: []string{"attatch"}},
 	{name: "unknown flag", args: []string{"detach", "--forse"}, code: 2, want: []string{"--forse"}},
 	{name: "missing file", args: []string{"apply", "-f", "/nonexistent.yaml"}, code: 2, want: []string{"/nonexistent.yaml: ", "no such file"}},
@@ -146,7 +152,8 @@ func TestBadInputWhereAConfigIsInForce(t *testing.T) {
 		{name: "mirror add of a missing zone", args: []string{"mirror", "add", "m", "--zone", "outer", "--via", "192.168.4.2"}, code: 2, want: []string{"--zone", `no zone "outer"`}},
 		{name: "mirror add with a sensor elsewhere", args: []string{"mirror", "add", "m", "--zone", "internal", "--via", "192.168.3.9"}, code: 2, want: []string{"--via", "on no dmz network"}},
 		{name: "mirror add of other zones", args: []string{"mirror", "add", "ids", "--zone", "mgmt", "--l2", "eth2"}, code: 2, want: []string{"copies zones internal, not mgmt"}},
-		{name: "mirror add with a bad name", args: []string{"mirror", "add", "IDS", "--zone", "internal", "--l2", "eth2"}, code: 2, want: []string{"IDS"}},
+		{name: "mirror add with a bad name", args: []string{"mirror", "add", "IDS", "--zone", "internal", "--l2", "eth2"}, code: 2, want: []string{`tapgate: mirror name "IDS": use`}},
+		{name: "mirror add without a name", args: []string{"mirror", "add", "", "--zone", "internal", "--l2", "eth2"}, code: 2, want: []string{"which mirror?"}},
 		{name: "mirror del of the last target", args: []string{"mirror", "del", "ids", "--via", "192.168.4.2"}, code: 2, want: []string{"last target"}},
 	} {
 		g.refused(b)
@@ -159,6 +166,57 @@ func TestBadInputWhereAConfigIsInForce(t *testing.T) {
 	g.copies("after all that")
 	g.must("detach")
 	g.nothingLeft()
+}
+
+// Copying can be ended also where the rest of the configuration could not be
+// applied any more.
+func TestBadInputToDeleteIsNotRefused(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change []string // "ip" commands in the gateway
+		want   string   // why nothing can be added
+	}{
+		{"interface renamed", []string{"link set eth4 down", "link set eth4 name eth9"}, `no interface "eth4"`},
+		{"MTU of the sensor's interface", []string{"link set eth2 mtu 1280"}, `the MTU of "eth2" is 1280`},
+		{"address removed", []string{"addr flush dev eth2"}, "192.168.4.2 is on no dmz network"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newGateway(t, lab.RoutedOutside())
+			g.apply(example)
+			g.must("mirror", "add", "more", "--zone", "internal", "--l2", "eth2")
+			g.must("mirror", "add", "more", "--via", "192.168.4.2")
+			for _, line := range c.change {
+				g.ip(g.Gateway, line)
+			}
+			if r := g.tapgate("mirror", "add", "last", "--zone", "internal", "--l2", "eth2", "--mac", "02:00:00:00:00:07"); r.code != 2 || !strings.Contains(r.stderr, c.want) {
+				t.Errorf("mirror add: want exit code 2 and %q: %s", c.want, r)
+			}
+			for _, step := range []struct{ args, left string }{
+				{"more --via 192.168.4.2", "ids more"}, {"more", "ids"}, {"ids", ""},
+			} {
+				g.must(append([]string{"mirror", "del"}, strings.Fields(step.args)...)...)
+				r := g.end(exec.Command(binary, "__completeNoDesc", "mirror", "del", "--netns", g.Gateway.Name, "--bpffs", g.bpffs, ""))
+				if got := strings.Fields(strings.TrimSuffix(r.stdout, ":4\n")); strings.Join(got, " ") != step.left {
+					t.Errorf("after mirror del %s there are %q, not %s: %s", step.args, got, step.left, r)
+				}
+			}
+			g.must("detach")
+			g.nothingLeft()
+		})
+	}
+}
+
+// What is warned of for several targets is said once.
+func TestBadInputForcedWarnsOnce(t *testing.T) {
+	g := newGateway(t, lab.RoutedOutside())
+	g.ip(g.Gateway, "link set eth2 mtu 1280")
+	if r := g.tapgateIn(example, "apply", "-f", "-", "--force"); r.code != 0 || strings.Count(r.stderr, "skipped as too_big") != 1 {
+		t.Errorf("apply --force: %s", r)
+	}
+	r := g.tapgate("mirror", "add", "more", "--zone", "internal", "--l2", "eth2", "--force")
+	if r.code != 0 || strings.Count(r.stderr, "skipped as too_big") != 1 {
+		t.Errorf("mirror add --force: %s", r)
+	}
 }
 
 // Mistakes about where: the namespace and the BPF filesystem.
@@ -176,7 +234,9 @@ func TestBadInputOfPlaces(t *testing.T) {
 	}{
 		{g.Gateway.Name + "x", g.bpffs, 2, "did you mean"},
 		{"/nonexistent", g.bpffs, 2, "--netns /nonexistent: no such file"},
-		{file, g.bpffs, 1, "is not a network namespace"},
+		{file, g.bpffs, 2, "is not a network namespace"},
+		{"/proc/self/ns/mnt", g.bpffs, 2, "is not a network namespace"},
+		{"", g.bpffs, 2, "--netns: must not be empty"},
 		{g.Gateway.Name, file, 1, file},
 		{g.Gateway.Name, "/proc/nonexistent", 1, "/proc/nonexistent"},
 	} {

@@ -400,7 +400,7 @@ func TestHygieneStateOfANamespaceThatIsGone(t *testing.T) {
 				t.Errorf("attach over state of a namespace that is gone: %s", r)
 			}
 			r := g.tapgateAt(next.name, "status")
-			if r.code != 0 || !strings.Contains(r.stdout, "eth3") || !strings.Contains(r.stdout, "change 1,") || strings.Contains(r.stdout, "problems") {
+			if r.code != 0 || !strings.Contains(r.stdout, "eth3") || !strings.Contains(r.stdout, "change 1,") || strings.Contains(r.stdout, "apply again") {
 				t.Errorf("status after attach: %s", r)
 			}
 		case "detach":

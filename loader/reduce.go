@@ -1,0 +1,129 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// Reduce puts cfg in force, which must be the configuration in force without
+// some mirrors or targets. Interfaces are not looked at again, so that copying
+// can be stopped also where the rest of the configuration no longer fits.
+func (g *Gateway) Reduce(cfg Config) (result *Result, err error) {
+	err = g.ns.do(func() error {
+		result, err = g.reduce(cfg)
+		return err
+	})
+	return result, err
+}
+
+func (g *Gateway) reduce(cfg Config) (*Result, error) {
+	if err := g.converge(); err != nil {
+		return nil, err
+	}
+	p, err := g.reducedPlan(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.fillIdle(p); err != nil {
+		return nil, err
+	}
+	before := g.active
+	if err := g.commit(p); err != nil {
+		return nil, err
+	}
+	result := &Result{Changes: append(g.moved, difference(&before, &p.record)...)}
+	if err := g.converge(); err != nil {
+		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
+	}
+	result.Warnings = append(result.Warnings, g.warnings...)
+	return result, nil
+}
+
+// reducedPlan copies the generation in force but for what cfg leaves out.
+func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
+	p := &plan{
+		record:  g.active,
+		members: map[uint32]tapgateTgMember{}, targets: map[uint32]tapgateTgTarget{},
+	}
+	p.record.Serial++
+	p.record.Applied = time.Now().UTC().Truncate(time.Second)
+	p.record.Source = cfg.Source
+	p.record.Mirrors = nil
+	targetStays := map[uint32]bool{}
+	neighStays := map[uint32]bool{}
+	for _, m := range cfg.Mirrors {
+		i := slices.IndexFunc(g.active.Mirrors, func(r mirrorRecord) bool { return r.Name == m.Name })
+		if i < 0 {
+			return nil, fmt.Errorf("reduce: mirror %q is not in force", m.Name)
+		}
+		old := g.active.Mirrors[i]
+		r := mirrorRecord{Name: old.Name, Number: old.Number, Zones: old.Zones}
+		for _, t := range m.Targets {
+			i := slices.IndexFunc(old.Targets, func(r targetRecord) bool { return r.Target == t.String() })
+			if i < 0 {
+				return nil, fmt.Errorf("reduce: target %q of mirror %q is not in force", t, m.Name)
+			}
+			r.Targets = append(r.Targets, old.Targets[i])
+			targetStays[old.Targets[i].Number] = true
+			if n := old.Targets[i].Neigh; n != nil {
+				neighStays[*n] = true
+			}
+		}
+		p.record.Mirrors = append(p.record.Mirrors, r)
+	}
+	p.record.Neighs = keepIf(slices.Clone(g.active.Neighs), func(n neighRecord) bool { return neighStays[n.Number] })
+	p.record.Members = slices.Clone(g.active.Members)
+
+	var members, targets *ebpf.Map
+	if err := g.maps[tapgateMapTgMembers].Lookup(g.slot, &members); err != nil {
+		return nil, fmt.Errorf("read the interfaces in force: %w", err)
+	}
+	defer members.Close()
+	if err := g.maps[tapgateMapTgTargets].Lookup(g.slot, &targets); err != nil {
+		return nil, fmt.Errorf("read the targets in force: %w", err)
+	}
+	defer targets.Close()
+	var errs []error
+	for number := range targetStays {
+		var t tapgateTgTarget
+		errs = append(errs, targets.Lookup(number, &t))
+		p.targets[number] = t
+	}
+	for i, r := range p.record.Members {
+		var m tapgateTgMember
+		errs = append(errs, members.Lookup(uint32(r.Ifindex), &m))
+		m = withoutCopies(m, targetStays)
+		if m.Ncopies == 0 && r.Role != RoleDMZ {
+			p.record.Members[i].Programs = nil
+		}
+		p.members[uint32(r.Ifindex)] = m
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("read the generation in force: %w", err)
+	}
+	return p, nil
+}
+
+// withoutCopies keeps the copies of an interface whose targets stay.
+func withoutCopies(m tapgateTgMember, stays map[uint32]bool) tapgateTgMember {
+	out := tapgateTgMember{Role: m.Role, Slot: m.Slot}
+	for _, c := range m.Copies[:m.Ncopies] {
+		if !stays[uint32(c.Target)] {
+			continue
+		}
+		c.Last = 0
+		out.Copies[out.Ncopies] = c
+		out.Ncopies++
+		out.Mirrors |= 1 << c.Mirror
+	}
+	for i := range out.Copies[:out.Ncopies] {
+		if i+1 == int(out.Ncopies) || out.Copies[i+1].Mirror != out.Copies[i].Mirror {
+			out.Copies[i].Last = 1
+		}
+	}
+	return out
+}
