@@ -109,6 +109,14 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 
 // prepare does all that packets do not see yet.
 func (g *Gateway) prepare(p *plan, res *resolved) error {
+	// First of all: what is undone after a failure must not be another's.
+	for _, m := range p.record.Members {
+		for _, name := range m.Programs {
+			if err := g.aloneOn(name, hookOf(name, m.Ifindex, m.Interface)); err != nil {
+				return err
+			}
+		}
+	}
 	if err := g.fillIdle(p); err != nil {
 		return err
 	}
@@ -189,9 +197,6 @@ func (g *Gateway) attachMember(m memberRecord, kind AttachKind) error {
 	}
 	for _, name := range m.Programs {
 		h := hookOf(name, m.Ifindex, m.Interface)
-		if err := g.aloneOn(name, h); err != nil {
-			return err
-		}
 		if _, err := attachProgram(g.programs[name], name, h, kind, g.linkDir(m.Ifindex)); err != nil {
 			return err
 		}

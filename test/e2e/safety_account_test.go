@@ -19,14 +19,15 @@ type books struct {
 	sensor  *lab.Host
 	ifname  string // of the link on the gateway
 	capture *lab.Capture
-	before  int // copies captured by captures that ended
+	// Copies, and questions of the data plane, captured by captures that ended.
+	before, asked int
 }
 
 // entry is a state of all counters, taken while production pauses.
 type entry struct {
 	loader.Ledger
 	link     loader.LinkStatus
-	asks     uint64 // neighbour questions that the link did not take
+	asks     uint64 // neighbour questions of the data plane that did not arrive
 	host     uint64 // packets of the gateway itself that the link was given
 	captured int
 }
@@ -51,7 +52,7 @@ func newBooks(g *gateway) *books {
 // reopen captures on the interface that replaces the one captured so far.
 func (b *books) reopen() {
 	b.g.t.Helper()
-	b.before = b.captured()
+	b.before, b.asked = b.captured(), b.questions()
 	b.open()
 }
 
@@ -65,6 +66,15 @@ func (b *books) open() {
 
 func (b *books) captured() int {
 	return b.before + len(copiesOf(b.capture.Frames()))
+}
+
+// questions counts what the data plane asked and the sensor heard; the kernel's
+// own frames are shorter.
+func (b *books) questions() int {
+	return b.asked + len(lab.Select(b.capture.Frames(), func(f lab.Frame) bool {
+		kind, _ := f.EtherType()
+		return kind == 0x0806 && len(f.Data) > 60 && len(copiesOf([]lab.Frame{f})) == 0
+	}))
 }
 
 // read reads all counters once they stay as they are: hosts also speak of
@@ -89,7 +99,9 @@ func (b *books) glance() entry {
 		if m.Name == "ids" {
 			e.Ledger = m.Ledger
 			if n := m.Targets[0].Neighbour; n != nil {
-				e.asks = n.AsksRefused
+				// A queue may drop a question and say nothing, or say so of
+				// another packet: what arrived is what counts.
+				e.asks = n.Asks - uint64(b.questions())
 			}
 		}
 	}

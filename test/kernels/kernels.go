@@ -38,6 +38,7 @@ type Kernel struct {
 	Match   string   `json:"match"`   // what its release (uname -r) begins with
 	Suites  []string `json:"suites"`  // Debian suites; none for the running kernel
 	Package string   `json:"package"` // meta package that depends on the newest image
+	Vimto   string   `json:"vimto"`   // tag of the cilium/ci-kernels image that comes nearest, for the hosted workflow
 	Missing []string `json:"missing"` // features it is known to lack; it has to have all others
 }
 
