@@ -33,12 +33,15 @@ __noinline int tg_look(struct __sk_buff *skb)
 
 	if (!s)
 		return -1;
+	tg_skb_span(skb, &span);
+	if (!skb->gso_size &&
+	    tg_look_plain(&span, skb->len, skb->vlan_present ? 1 : 0, &s->wire, &s->tag))
+		return 0;
 	p = &s->packet;
 	p->len = skb->len;
 	p->gso_size = skb->gso_size;
 	p->gso_segs = skb->gso_segs;
 	p->outer_tag = skb->vlan_present ? 1 : 0;
-	tg_skb_span(skb, &span);
 	tg_parse(&span, p);
 	if (TG_FORGET(p->elsewhere)) {
 		/* Refused or not, the pointers are invalid then. */

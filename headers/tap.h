@@ -148,11 +148,12 @@ static __always_inline enum tg_skip tg_tap_one(struct __sk_buff *skb, struct tg_
 
 /* Counts a copy that was made or skipped, and the mirror after its last target. */
 static __always_inline void tg_tap_account(const struct tg_copy *c, struct tg_scratch *s,
-					   enum tg_direction dir, long result, __u32 bytes)
+					   const struct tg_count *n, enum tg_direction dir,
+					   long result, __u32 bytes)
 {
 	__u32 skip = *(volatile __u32 *)&s->skip;
 
-	tg_account(&tg_target_led, c->target, dir, skip, &s->wire.count);
+	tg_account(&tg_target_led, c->target, dir, skip, n);
 	if (skip < TG_SKIP_REASONS) {
 		if (s->skipped == TG_SKIP_REASONS)
 			s->skipped = skip;
@@ -161,8 +162,7 @@ static __always_inline void tg_tap_account(const struct tg_copy *c, struct tg_sc
 		tg_refused(&tg_mirror_led, c->mirror, dir, bytes);
 	}
 	if (c->last) {
-		tg_account(&tg_mirror_led, c->mirror, dir, *(volatile __u32 *)&s->skipped,
-			   &s->wire.count);
+		tg_account(&tg_mirror_led, c->mirror, dir, *(volatile __u32 *)&s->skipped, n);
 		s->skipped = TG_SKIP_REASONS;
 	}
 }
@@ -194,10 +194,10 @@ static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, 
 			continue;
 		skipped = *(volatile __u32 *)&s->skipped;
 		s->skip = tg_tap_one(skb, c, s, gen, wire.l3_len, &result);
-		s->wire = wire;
 		s->skipped = skipped;
-		tg_tap_account(c, s, dir, result, bytes);
+		tg_tap_account(c, s, &wire.count, dir, result, bytes);
 	}
+	s->wire = wire;
 	tg_undress(skb, &original);
 }
 

