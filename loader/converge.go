@@ -19,13 +19,14 @@ import (
 // or not. It runs before and after each change, and may itself be cut short.
 func (g *Gateway) converge() error {
 	wanted := map[int][]string{}
-	dmz := map[int]bool{}
+	dmz, configured := map[int]bool{}, map[int]bool{}
 	for _, m := range g.active.Members {
+		configured[m.Ifindex] = true
 		wanted[m.Ifindex] = m.Programs
 		dmz[m.Ifindex] = m.Role == RoleDMZ
 	}
 	errs := []error{g.dropPrograms(wanted)}
-	errs = append(errs, g.dropQdiscs(wanted), g.restoreOffloads(dmz), g.dropNexthops())
+	errs = append(errs, g.dropQdiscs(configured), g.restoreOffloads(dmz), g.dropNexthops())
 
 	before := len(g.journal.Touched) + len(g.journal.Qdiscs) + len(g.journal.Offloads)
 	if errors.Join(errs...) == nil {
@@ -33,7 +34,7 @@ func (g *Gateway) converge() error {
 		g.journal.Touched = keepIf(g.journal.Touched, keep)
 		g.journal.Qdiscs = keepIf(g.journal.Qdiscs, func(t touched) bool {
 			have, err := ingressQdisc(t.Ifindex)
-			return err == nil && have != "" && keep(t)
+			return err == nil && have != "" && configured[t.Ifindex]
 		})
 		g.journal.Offloads = keepIf(g.journal.Offloads, func(o offloadEntry) bool { return dmz[o.Ifindex] })
 		if len(g.journal.Touched)+len(g.journal.Qdiscs)+len(g.journal.Offloads) != before {
@@ -142,11 +143,12 @@ func (g *Gateway) nameOf(ifindex int) string {
 	return "index " + strconv.Itoa(ifindex)
 }
 
-// dropQdiscs removes clsact where we added it and nobody uses it.
-func (g *Gateway) dropQdiscs(wanted map[int][]string) error {
+// dropQdiscs removes clsact where we added it and nobody uses it, once the
+// interface is not configured any more.
+func (g *Gateway) dropQdiscs(configured map[int]bool) error {
 	var errs []error
 	for _, t := range g.journal.Qdiscs {
-		if len(wanted[t.Ifindex]) > 0 && attachKindFor(g.opt.Attach) == AttachClsact {
+		if configured[t.Ifindex] && attachKindFor(g.opt.Attach) == AttachClsact {
 			continue
 		}
 		l, err := t.link()
