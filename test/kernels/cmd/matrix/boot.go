@@ -16,6 +16,8 @@ import (
 	"tapgate/test/kernels"
 )
 
+var errHung = errors.New("the guest hung")
+
 // boot starts the kernel in a virtual machine in software (KVM may be absent
 // or, as in nested machines, hang) and returns what came out of its lines: the
 // first is the kernel's console, the second belongs to the tests alone, so
@@ -37,7 +39,7 @@ func boot(ctx context.Context, folder string, k kernels.Kernel, img *image, init
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	_, err = output(cmd)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("kernel %s did not end within %s", k.Name, limit)
+		err = fmt.Errorf("%w: kernel %s did not end within %s", errHung, k.Name, limit)
 	}
 	console, errConsole := os.ReadFile(consolePath)
 	results, errResults := os.ReadFile(resultsPath)

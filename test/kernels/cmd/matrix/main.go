@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,7 +59,7 @@ func run(ctx context.Context, args []string) error {
 	f.BoolVar(&o.readme, "readme", false, "write that table into README.md; needs all kernels")
 	f.BoolVar(&o.noTapgate, "no-tapgate", false, "do not build cmd/tapgate and give it to the tests")
 	f.StringVar(&o.json, "json", "", "write the results into this file")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one kernel")
+	f.DurationVar(&o.timeout, "timeout", 6*time.Minute, "longest time for one boot of a kernel; one that hangs is booted once more")
 	f.StringArrayVar(&o.tests, "test", nil, "run this instead of the list's tests: PACKAGE or PACKAGE=RUN")
 	f.Usage = func() { fmt.Fprint(os.Stderr, usage+f.FlagUsages()) }
 	if err := f.Parse(args); errors.Is(err, pflag.ErrHelp) {
@@ -243,6 +244,10 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 	defer os.Remove(initramfs)
 	start := time.Now()
 	console, log, bootErr := boot(ctx, folder, k, img, initramfs, m.options.timeout)
+	if stuck(ctx, log, bootErr) {
+		fmt.Fprintf(os.Stderr, "kernels: %s hung or did not come up (%d bytes of tests): booting it once more\n", k.Name, len(log))
+		console, log, bootErr = boot(ctx, folder, k, img, initramfs, m.options.timeout)
+	}
 	took := time.Since(start)
 	if err := m.keep(k, console, log); err != nil {
 		return nil, err
@@ -259,6 +264,16 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 	}
 	r.settle()
 	return r, nil
+}
+
+// stuck says that the emulator, not a test, is to blame: software emulation now
+// and then hangs or breaks a kernel while it boots (seen with 5.10 and 7.3). A
+// guest that ran its tests to the end, or failed in them, is not tried again.
+func stuck(ctx context.Context, log []byte, err error) bool {
+	if ctx.Err() != nil || bytes.Contains(log, []byte("TAPGATE-DONE")) {
+		return false
+	}
+	return errors.Is(err, errHung) || !bytes.Contains(log, []byte("TAPGATE-START"))
 }
 
 func (m *matrix) initramfs(path string, img *image) error {
