@@ -124,9 +124,6 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 	if err := g.noteIntentions(p, res, kind); err != nil {
 		return err
 	}
-	if err := addQdiscs(p.record.Members, kind); err != nil {
-		return err
-	}
 	for _, m := range res.members {
 		if m.role != RoleDMZ {
 			continue
@@ -153,28 +150,6 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 	return nil
 }
 
-// addQdiscs gives every interface of the configuration its clsact, tapped or
-// not: the kernel drops what an interface is sending when the qdisc comes or
-// goes, so that must not happen each time a mirror does.
-func addQdiscs(members []memberRecord, kind AttachKind) error {
-	if kind != AttachClsact {
-		return nil
-	}
-	for _, m := range members {
-		have, err := ingressQdisc(m.Ifindex)
-		if err != nil {
-			return err
-		}
-		if have != "" && len(m.Programs) == 0 {
-			continue // whatever it is, nothing of ours needs another
-		}
-		if _, err := addClsact(m.Ifindex); err != nil {
-			return fmt.Errorf("add clsact to %s: %w", m.Interface, err)
-		}
-	}
-	return nil
-}
-
 func dmzFirst(m memberRecord) int {
 	if m.Role == RoleDMZ {
 		return 0
@@ -185,10 +160,11 @@ func dmzFirst(m memberRecord) int {
 // noteIntentions writes into the journal what prepare is about to change.
 func (g *Gateway) noteIntentions(p *plan, res *resolved, kind AttachKind) error {
 	for _, m := range p.record.Members {
-		t := touched{Interface: m.Interface, Ifindex: m.Ifindex, MAC: m.MAC}
-		if len(m.Programs) > 0 {
-			g.journal.Touched = addTouched(g.journal.Touched, t)
+		if len(m.Programs) == 0 {
+			continue
 		}
+		t := touched{Interface: m.Interface, Ifindex: m.Ifindex, MAC: m.MAC}
+		g.journal.Touched = addTouched(g.journal.Touched, t)
 		if kind == AttachClsact {
 			have, err := ingressQdisc(m.Ifindex)
 			if err != nil {

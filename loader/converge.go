@@ -144,7 +144,8 @@ func (g *Gateway) nameOf(ifindex int) string {
 }
 
 // dropQdiscs removes clsact where we added it and nobody uses it, once the
-// interface is not configured any more.
+// interface is not configured any more: the kernel drops what an interface is
+// sending when the qdisc comes or goes, so that must not happen with a mirror.
 func (g *Gateway) dropQdiscs(configured map[int]bool) error {
 	var errs []error
 	for _, t := range g.journal.Qdiscs {
