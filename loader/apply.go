@@ -95,6 +95,12 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 		return nil, errors.Join(err, g.converge())
 	}
 	result.Warnings = append(result.Warnings, g.resolveNexthops(p)...)
+	return g.putInForce(p, result)
+}
+
+// putInForce makes a plan that is prepared the generation in force, clears up
+// behind the old one and completes the result.
+func (g *Gateway) putInForce(p *plan, result *Result) (*Result, error) {
 	before := g.active
 	if err := g.commit(p); err != nil {
 		return nil, errors.Join(err, g.converge())

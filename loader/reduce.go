@@ -31,16 +31,7 @@ func (g *Gateway) reduce(cfg Config) (*Result, error) {
 	if err := g.fillIdle(p); err != nil {
 		return nil, err
 	}
-	before := g.active
-	if err := g.commit(p); err != nil {
-		return nil, err
-	}
-	result := &Result{Changes: append(g.moved, difference(&before, &p.record)...)}
-	if err := g.converge(); err != nil {
-		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
-	}
-	result.Warnings = append(result.Warnings, g.warnings...)
-	return result, nil
+	return g.putInForce(p, &Result{Changes: g.moved})
 }
 
 // reducedPlan copies the generation in force but for what cfg leaves out.

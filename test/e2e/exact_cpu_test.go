@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapgate/test/lab"
+
+	"tapgate/loader"
 )
 
 // onOneCPU keeps this process, what it starts, and thereby the whole lab on
@@ -56,6 +58,20 @@ func setThreads(t *testing.T, set *unix.CPUSet) {
 			}
 		}
 	}
+}
+
+// masqueraded is a gateway with the kernel's NAT whose sender's captures show what
+// is on the wire, in order: everything on one CPU, checksums whole.
+func masqueraded(t *testing.T, kind loader.AttachKind) *gateway {
+	t.Helper()
+	onOneCPU(t)
+	g := newGateway(t)
+	g.kind = kind
+	if err := g.Masquerade(); err != nil {
+		t.Fatal(err)
+	}
+	wholeChecksums(g)
+	return g
 }
 
 // wholeChecksums has every sender finish its checksums, and so cut its own

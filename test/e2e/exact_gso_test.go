@@ -97,13 +97,7 @@ func TestT05SegmentsAndT07Checksums(t *testing.T) {
 func TestT05ReceiveOffload(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		onOneCPU(t)
-		g := newGateway(t)
-		g.kind = kind
-		if err := g.Masquerade(); err != nil {
-			t.Fatal(err)
-		}
-		wholeChecksums(g)
+		g := masqueraded(t, kind)
 		for _, ifname := range []string{"eth0", "eth3"} {
 			tool(t, g.Gateway, "ethtool", "-K", ifname, "gro", "on", "rx-udp-gro-forwarding", "on")
 		}

@@ -12,13 +12,7 @@ import (
 func TestExactMix(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		onOneCPU(t)
-		g := newGateway(t)
-		g.kind = kind
-		if err := g.Masquerade(); err != nil {
-			t.Fatal(err)
-		}
-		wholeChecksums(g)
+		g := masqueraded(t, kind)
 		v := sensorView(g)
 		w := watchCable(g, "eth3", g.Servers[0], v)
 		g.apply(example)

@@ -35,13 +35,7 @@ func addresses(f lab.Frame) (src, dst netip.Addr, ok bool) {
 func TestT03InsideAddresses(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		onOneCPU(t)
-		g := newGateway(t)
-		g.kind = kind
-		if err := g.Masquerade(); err != nil {
-			t.Fatal(err)
-		}
-		wholeChecksums(g)
+		g := masqueraded(t, kind)
 		server, outside, gw := g.Servers[0], g.Outside[0], g.Gateway.Interface("eth0").Addr.Addr()
 		v := sensorView(g)
 		w := watchCable(g, "eth3", server, v)
