@@ -165,21 +165,27 @@ mirrors:
 		l := st.Mirrors[0].Ledger
 		return eth3, other, l.Matched, l.Copied.Packets - l.Refused.Packets
 	}
-	// The cable to the server is the truth that both are held against.
-	cable, err := g.Servers[0].Capture("eth0", lab.Both)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var start *loader.Count
+	// The cable to the server is the truth that both are held against, from a
+	// moment at which nothing passed it.
+	var cable *lab.Capture
+	var start loader.Count
+	waitFor(t, "the cable is quiet", func() bool {
+		var err error
+		before, _, _, _ := read(g.checkLedgers())
+		if cable, err = g.Servers[0].Capture("eth0", lab.Both); err != nil {
+			t.Fatal(err)
+		}
+		if start, _, _, _ = read(g.checkLedgers()); start == before && len(cable.Frames()) == 0 {
+			return true
+		}
+		_, _ = cable.Stop()
+		return false
+	})
 	seen := func() (eth3, other, matched loader.Count, sent uint64) {
 		var passed, onCable loader.Count
-		// Again if the server said something about multicast between two reads.
+		// Again: a packet may pass between the two reads.
 		for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			eth3, other, matched, sent = read(g.checkLedgers())
-			if start == nil {
-				now := eth3
-				start = &now
-			}
 			passed = loader.Count{Packets: eth3.Packets - start.Packets, Bytes: eth3.Bytes - start.Bytes}
 			onCable = loader.Count{}
 			for _, f := range cable.Frames() {
