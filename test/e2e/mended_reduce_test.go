@@ -144,15 +144,30 @@ mirrors:
 
 func macOf(f lab.Frame) string { return net.HardwareAddr(f.Data[:6]).String() }
 
-// atRest is a status that stays as it is: hosts also speak of neighbours.
+// atRest is a status that stays as it is: hosts also speak of neighbours, and
+// may do so between the reading of one counter and the next.
 func (g *gateway) atRest() (s *loader.Status) {
 	g.t.Helper()
 	waitFor(g.t, "the counters come to rest", func() bool {
 		before := s
 		s = g.status()
-		return before != nil && reflect.DeepEqual(before.Mirrors[0].Ledger, s.Mirrors[0].Ledger)
+		return before != nil && reflect.DeepEqual(countersOf(before), countersOf(s))
 	})
 	return s
+}
+
+// countersOf are all counters of programs in a status.
+func countersOf(s *loader.Status) (all []any) {
+	for _, m := range s.Members {
+		all = append(all, m.Ingress, m.Egress)
+	}
+	for _, m := range s.Mirrors {
+		all = append(all, m.Ledger)
+		for _, t := range m.Targets {
+			all = append(all, t.Ledger)
+		}
+	}
+	return all
 }
 
 func mirrorOf(s *loader.Status, name string) loader.MirrorStatus {
