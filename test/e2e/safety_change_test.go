@@ -28,7 +28,7 @@ func TestSafetyManyChanges(t *testing.T) {
 		p := newProduction(g)
 		g.apply(example)
 		p.exchange(1)
-		early := g.mirror("ids") // hosts may speak between this, the capture and the next
+		early := g.mirror("ids") // hosts may speak between the readings and both ends of the capture
 		dump, err := g.Sensor.Tcpdump("eth0", "-Q", "in", "ether", "dst", g.Sensor.MAC.String())
 		if err != nil {
 			t.Fatal(err)
@@ -61,7 +61,7 @@ func TestSafetyManyChanges(t *testing.T) {
 		if frames, err = dump.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		most := is.Copied.Packets - early.Copied.Packets
+		most := g.mirror("ids").Copied.Packets - early.Copied.Packets
 		if n := len(copiesOf(frames)); n < int(copied) || n > int(most) {
 			t.Errorf("%d copies at the sensor, %d to %d in the ledger", n, copied, most)
 		}
