@@ -198,8 +198,8 @@ func TestT15TimeStamps(t *testing.T) {
 		g := newGateway(t)
 		g.kind = kind
 		v := sensorView(g)
+		start := time.Now() // the gateway's kernel may speak as soon as tcpdump listens
 		w := watchCable(g, "eth3", g.Servers[0], v)
-		start := time.Now()
 		g.apply(example)
 		w.same(func() {
 			echoAll(t, g.Servers[0], g.Gateway.Interface("eth3").Addr.Addr(), 5, 56)
