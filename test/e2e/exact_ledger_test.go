@@ -41,6 +41,10 @@ func (v *sensorSide) account(g *gateway, mirror string, target int) (dropped uin
 				drops = l.TxDropped + l.QdiscDrops - v.base[l.Interface]
 			}
 		}
+		// A question that the link refused was no copy.
+		if n := m.Targets[target].Neighbour; n != nil {
+			drops -= n.AsksRefused
+		}
 		if m.Targets[target].Copied.Packets == seen.Packets+drops || time.Now().After(deadline) {
 			break
 		}

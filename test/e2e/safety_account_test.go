@@ -35,18 +35,25 @@ type entry struct {
 func newBooks(g *gateway) *books {
 	g.t.Helper()
 	b := &books{g: g, sensor: g.Sensor, ifname: "eth2"}
-	// Multicast reports of the kernel would be among what a full link drops.
-	if g.Gateway.Addr6.IsValid() {
-		for _, err := range []error{
-			g.Gateway.Sysctl("net/ipv6/conf/eth2/disable_ipv6", "1"), g.Sensor.Sysctl("net/ipv6/conf/all/disable_ipv6", "1"),
-		} {
-			if err != nil {
-				g.t.Fatal(err)
-			}
-		}
-	}
+	g.hushDmz()
 	b.open()
 	return b
+}
+
+// hushDmz takes IPv6 from the sensor's network: multicast reports of the kernel
+// would be among what a full link drops.
+func (g *gateway) hushDmz() {
+	g.t.Helper()
+	if !g.Gateway.Addr6.IsValid() {
+		return
+	}
+	for _, err := range []error{
+		g.Gateway.Sysctl("net/ipv6/conf/eth2/disable_ipv6", "1"), g.Sensor.Sysctl("net/ipv6/conf/all/disable_ipv6", "1"),
+	} {
+		if err != nil {
+			g.t.Fatal(err)
+		}
+	}
 }
 
 // reopen captures on the interface that replaces the one captured so far.
