@@ -8,12 +8,20 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "answer.h"
 #include "compat.h"
 #include "copy.h"
 #include "deliver.h"
 #include "dmz.h"
+#include "gate_external.h"
+#include "gate_inside.h"
 #include "generation.h"
+#include "hairpin.h"
 #include "maps.h"
+#include "maps_gate.h"
+#include "order.h"
+#include "reassembly.h"
+#include "reassembly.h"
 #include "skb.h"
 #include "tap.h"
 #include "verdict.h"
@@ -21,12 +29,54 @@
 
 char tg_license[] SEC("license") = "Dual BSD/GPL";
 
-/* A tapped interface, packets of its hosts: copied before anyone changes them. */
+/* The gateway's part at ingress. Returns enum tg_reason. */
+static __always_inline int tg_gate_in(struct __sk_buff *skb, const struct tg_member *m, __u32 gen)
+{
+	struct tg_gate *g = tg_own_gate();
+
+	if (!g)
+		return TG_DROP_ERROR;
+	tg_gate_begin(g, gen);
+	g->ifindex_in = skb->ifindex;
+	g->from_zone = m->zone;
+	g->from_role = m->role;
+	g->copied = m->role != TG_ROLE_EXTERNAL && m->ncopies > 0;
+	if (tg_facts(skb))
+		return TG_DROP_ERROR;
+	if (m->role == TG_ROLE_EXTERNAL)
+		return tg_gate_external_in(skb);
+	if (m->role == TG_ROLE_INTERNAL)
+		return tg_gate_inside_in(skb);
+	return TG_PASS_TO_HOST; /* mgmt: judged at egress */
+}
+
+/* The gateway's part at egress. Returns enum tg_reason. */
+static __always_inline int tg_gate_out(struct __sk_buff *skb, const struct tg_member *m, __u32 gen)
+{
+	struct tg_gate *g = tg_own_gate();
+	int reason;
+
+	if (!g)
+		return TG_DROP_ERROR;
+	tg_gate_begin(g, gen);
+	tg_gate_ends(g, gen, skb->ingress_ifindex, skb->ifindex, m);
+	if (tg_facts(skb))
+		return TG_DROP_ERROR;
+	if (m->role != TG_ROLE_EXTERNAL)
+		return tg_gate_inside_out(skb);
+	reason = tg_gate_external_out(skb);
+	if (g->changed)
+		skb->tc_index = 0; /* these headers were not copied yet */
+	return reason;
+}
+
+/* Interfaces of all zones but dmz, inward: copied before anyone changes the packet. */
 SEC("tc")
 int tapgate_tap_in(struct __sk_buff *skb)
 {
 	struct tg_scratch *s = tg_own_scratch();
 	struct tg_member *m;
+	int reason, back;
 	__u32 gen;
 
 	/* Before the scratch is touched: the tap that made the copy may be waiting
@@ -42,17 +92,27 @@ int tapgate_tap_in(struct __sk_buff *skb)
 	/* A veth peer in another namespace can leave anything here; from now on
 	 * it says which headers were copied. */
 	skb->tc_index = s->tag;
-	if (!m->ncopies)
-		return tg_finish(m->slot, TG_INGRESS, TG_PASS_NOT_TAPPED, &s->wire.count);
-	tg_tap(skb, s, gen, m, 0, TG_INGRESS);
-	return tg_finish(m->slot, TG_INGRESS, TG_PASS_TAPPED, &s->wire.count);
+	reason = TG_PASS_NOT_TAPPED;
+	back = tg_is_reassembled(skb);
+	if (m->ncopies && !back) {
+		tg_tap(skb, s, gen, m, 0, TG_INGRESS);
+		reason = TG_PASS_TAPPED;
+	}
+	if (m->gateway)
+		reason = tg_gate_in(skb, m, gen);
+	if (back) { /* seen before */
+		s->wire.count.packets = 0;
+		s->wire.count.bytes = 0;
+	}
+	return tg_finish(m->slot, TG_INGRESS, reason, &s->wire.count);
 }
 
-/* A tapped interface, packets for its hosts: copied as the last step. */
+/* The same interfaces, outward: judged, translated, and copied as the last step. */
 SEC("tc")
 int tapgate_tap_out(struct __sk_buff *skb)
 {
 	struct tg_scratch *s = tg_own_scratch();
+	int reason = TG_PASS_NOT_TAPPED;
 	struct tg_member *m;
 	__u64 without;
 	__u32 gen;
@@ -67,14 +127,30 @@ int tapgate_tap_out(struct __sk_buff *skb)
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
 		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &s->wire.count);
-	if (!m->ncopies)
-		return tg_finish(m->slot, TG_EGRESS, TG_PASS_NOT_TAPPED, &s->wire.count);
-	without = tg_copied_before(skb, s, gen) & m->mirrors;
-	skb->tc_index = 0; /* it has done its work */
-	if (without)
-		tg_duplicate(m->slot);
-	tg_tap(skb, s, gen, m, without, TG_EGRESS);
-	return tg_finish(m->slot, TG_EGRESS, TG_PASS_TAPPED, &s->wire.count);
+	if (m->gateway) {
+		reason = tg_gate_out(skb, m, gen);
+		if (tg_code(reason) == TC_ACT_SHOT) {
+			tg_finish(m->slot, TG_EGRESS, reason, &s->wire.count);
+			return tg_answer_refused(skb, reason);
+		}
+	}
+	if (m->ncopies) {
+		without = tg_copied_before(skb, s, gen) & m->mirrors;
+		skb->tc_index = 0; /* it has done its work */
+		if (without)
+			tg_duplicate(m->slot);
+		tg_tap(skb, s, gen, m, without, TG_EGRESS);
+		if (!m->gateway)
+			reason = TG_PASS_TAPPED;
+	}
+	return tg_finish(m->slot, TG_EGRESS, reason, &s->wire.count);
+}
+
+/* Where fragments come back that the kernel has put in order. */
+SEC("tc")
+int tapgate_back(struct __sk_buff *skb)
+{
+	return tg_fragment_back(skb);
 }
 
 /* The sensor's side, outward: copies are finished for their target. */
@@ -96,6 +172,8 @@ int tapgate_dmz_out(struct __sk_buff *skb)
 	m = tg_member(tg_generation(), skb->ifindex);
 	if (!m)
 		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &seen);
+	if (m->gateway && skb->ingress_ifindex)
+		return tg_finish(m->slot, TG_EGRESS, TG_DROP_ZONE, &seen);
 	return tg_finish(m->slot, TG_EGRESS, TG_PASS_HOST, &seen);
 }
 
@@ -134,4 +212,28 @@ int tapgate_ask(struct __sk_buff *skb)
 	skb->mark = TG_COPY_MARK;
 	tg_ask(skb, t->ifindex, n, where, bpf_ktime_get_boot_ns());
 	return TC_ACT_UNSPEC;
+}
+
+/* Run by the loader: turns the queues of flows and idle bindings as far as one run
+ * may. Returns how many elements it looked at. */
+SEC("tc")
+int tapgate_sweep(struct __sk_buff *skb)
+{
+	return tg_sweep(skb);
+}
+
+/* Run by the loader with a tuple behind the Ethernet header: the outside half's key
+ * of a flow that shall end. Returns 1 if it did. */
+SEC("tc")
+int tapgate_flush(struct __sk_buff *skb)
+{
+	return tg_flush(skb);
+}
+
+/* Run by the loader with a struct tg_order behind the Ethernet header: a flow of
+ * the gateway before us. Returns enum tg_reason. */
+SEC("tc")
+int tapgate_open(struct __sk_buff *skb)
+{
+	return tg_adopt(skb);
 }

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Version of everything that is pinned. A binary refuses state of another one. */
-#define TG_LAYOUT 1
+#define TG_LAYOUT 2
 
 #define TG_MAX_MIRRORS 64  /* one bit each in tg_member.mirrors */
 #define TG_MAX_TARGETS 256 /* over all mirrors */
@@ -61,6 +61,28 @@ enum tg_reason {
 	TG_PASS_NEIGHBOUR_QUESTION, /* dmz ingress: a question for us */
 	TG_DROP_NEIGHBOUR_LEARNED,  /* dmz ingress: an announcement, learned and dropped */
 	TG_DROP_FROM_DMZ,	    /* dmz ingress: everything else */
+	/* The gateway. "Taken" packets are translated and admitted. */
+	TG_PASS_FLOW,	     /* belongs to a flow, translated where it has a translation */
+	TG_PASS_NEW_FLOW,    /* made a flow */
+	TG_PASS_ALLOWED,     /* between zones that need no flow, or accepted without one */
+	TG_PASS_TO_HOST,     /* external or mgmt ingress: no flow, left to the host */
+	TG_PASS_ICMP_ERROR,  /* about a flow, translated */
+	TG_PASS_FRAGMENT,    /* a later fragment of a known packet */
+	TG_PASS_REASSEMBLED, /* handed to the kernel to be put in order */
+	TG_PASS_HAIRPIN,     /* turned round to another internal host */
+	TG_DROP_POLICY,	     /* a policy says so */
+	TG_DROP_ZONE,	     /* the zones' defaults say so */
+	TG_DROP_SPOOFED,     /* a source that its zone does not have */
+	TG_DROP_UNSOLICITED, /* from outside to a mapping that does not admit it */
+	TG_DROP_SILENT_SYN,  /* from outside to a port of ours that nobody has: RFC 5382 REQ-4 */
+	TG_DROP_NO_FLOW,     /* mid-stream TCP or an ICMP error of no flow */
+	TG_DROP_TABLE_FULL,  /* no room, or the host's share is used up */
+	TG_DROP_NO_PORT,     /* no outside port left */
+	TG_DROP_RATE,	     /* limit of a forward */
+	TG_DROP_FRAGMENT,    /* a later fragment of an unknown packet */
+	TG_DROP_MALFORMED,   /* headers that contradict themselves, bad inner checksum */
+	TG_DROP_BUSY,	     /* lost a race with the end of a flow: the sender tries again */
+	TG_DROP_ERROR,	     /* the kernel refused a rewrite or redirect */
 	TG_REASONS,
 };
 
@@ -125,7 +147,9 @@ struct tg_member {
 	__u32 slot;    /* index of its counters */
 	__u64 mirrors; /* mirrors that tap it */
 	__u32 ncopies;
-	__u32 pad;
+	__u8 zone;    /* number of its zone */
+	__u8 gateway; /* 1: zones are judged and flows translated here */
+	__u8 pad[2];
 	struct tg_copy copies[TG_MAX_COPIES];
 };
 

@@ -49,8 +49,8 @@ struct tg_packet {
 	__u8 fragment;	 /* 1: one of several; ports are there in the first only */
 	__be16 l3_proto; /* EtherType behind the tags */
 	__u16 l3;
-	__u16 l4; /* 0: not found */
-	__u16 pad;
+	__u16 l4;	   /* 0: not found */
+	__u16 fragment_at; /* IPv6: of the fragment header; 0: none */
 };
 
 /* A header at an offset, or NULL if that much is not there. */
@@ -116,7 +116,13 @@ static __always_inline void tg_parse_ipv6(const struct tg_span *s, struct tg_pac
 			return;
 		if (next == IPPROTO_FRAGMENT) {
 			p->fragment = 1;
+			p->fragment_at = off;
 			p->l4 = off + 8;
+			/* What follows in a later fragment is not a header. */
+			if (*(const __be16 *)(ext + 2) & bpf_htons(0xfff8)) {
+				p->l4_proto = ext[0];
+				return;
+			}
 		} else {
 			p->l4 = off + (ext[1] + 1) * 8;
 		}
@@ -138,6 +144,7 @@ static __always_inline void tg_parse(const struct tg_span *s, struct tg_packet *
 	p->elsewhere = 0;
 	p->l4_proto = 0;
 	p->fragment = 0;
+	p->fragment_at = 0;
 	p->l3_proto = 0;
 	p->l3 = sizeof(*eth);
 	p->l4 = 0;

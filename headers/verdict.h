@@ -8,16 +8,25 @@
 
 #include <linux/pkt_cls.h>
 #include "abi.h"
+#include "compat.h"
 #include "maps.h"
 #include "wire.h"
 
-#define TG_DROPS \
-	(1u << TG_DROP_COPY_FAILED | 1u << TG_DROP_NEIGHBOUR_LEARNED | 1u << TG_DROP_FROM_DMZ)
+#define TG_DROPS                                                                              \
+	(1ULL << TG_DROP_COPY_FAILED | 1ULL << TG_DROP_NEIGHBOUR_LEARNED |                    \
+	 1ULL << TG_DROP_FROM_DMZ | 1ULL << TG_DROP_POLICY | 1ULL << TG_DROP_ZONE |           \
+	 1ULL << TG_DROP_SPOOFED | 1ULL << TG_DROP_UNSOLICITED | 1ULL << TG_DROP_SILENT_SYN | \
+	 1ULL << TG_DROP_NO_FLOW | 1ULL << TG_DROP_TABLE_FULL | 1ULL << TG_DROP_NO_PORT |     \
+	 1ULL << TG_DROP_RATE | 1ULL << TG_DROP_FRAGMENT | 1ULL << TG_DROP_MALFORMED |        \
+	 1ULL << TG_DROP_BUSY | 1ULL << TG_DROP_ERROR)
 
 /* Pass is "no opinion": TC_ACT_UNSPEC and TCX_NEXT are the same number, so
- * programs and filters of others still run. TC_ACT_SHOT and TCX_DROP are, too. */
+ * programs and filters of others still run. So are TC_ACT_SHOT and TCX_DROP, and
+ * TC_ACT_REDIRECT and TCX_REDIRECT. */
 static __always_inline int tg_code(enum tg_reason reason)
 {
+	if (reason == TG_PASS_HAIRPIN || reason == TG_PASS_REASSEMBLED)
+		return TC_ACT_REDIRECT;
 	return (TG_DROPS >> reason) & 1 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
@@ -27,12 +36,15 @@ static __always_inline int tg_finish(__u32 slot, enum tg_direction dir, enum tg_
 {
 	__u32 key = slot * TG_DIRECTIONS + dir;
 	struct tg_member_count *c = bpf_map_lookup_elem(&tg_seen, &key);
+	__u64 why = reason;
 
 	if (c) {
 		c->seen.packets += seen->packets;
 		c->seen.bytes += seen->bytes;
-		if (reason < TG_REASONS)
-			c->reasons[reason]++;
+		/* One register is compared and used, for kernels before 6.8. */
+		tg_barrier(why);
+		if (why < TG_REASONS)
+			c->reasons[why]++;
 	}
 	return tg_code(reason);
 }

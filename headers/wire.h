@@ -77,6 +77,11 @@ static __always_inline __u64 tg_tag_ipv4(const struct iphdr *ip)
 	return ((__u64)ip->saddr << 32 | ip->daddr) ^ (ip->protocol | fragment << 8);
 }
 
+/* tc_index of a packet that external ingress has translated: its flow admits it
+ * inside. No header tag has that value, and every ingress program of ours writes
+ * tc_index, so nobody can forge it. */
+#define TG_TAG_ADMITTED 0x7467
+
 /* The second half; ports are 0 where there are none. */
 static __always_inline __u16 tg_tag_end(__u64 h, __u32 ports)
 {
@@ -87,7 +92,7 @@ static __always_inline __u16 tg_tag_end(__u64 h, __u32 ports)
 	h ^= ports;
 	h *= 0xbf58476d1ce4e5b9ULL;
 	tag = h >> 48;
-	return tag ? tag : 1;
+	return !tag || tag == TG_TAG_ADMITTED ? 1 : tag;
 }
 
 static __always_inline int tg_has_ports(__u8 proto)

@@ -6,8 +6,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/cilium/ebpf"
 )
 
 // Apply puts cfg in force in the namespace of opt, creating what is missing.
@@ -18,7 +16,7 @@ func Apply(opt Options, cfg Config) (*Result, error) {
 	if err := precheck(opt, cfg); err != nil {
 		return nil, err
 	}
-	g, err := openOrCreate(opt)
+	g, err := openOrCreate(opt, cfg.maxFlows())
 	if errors.Is(err, ErrBusy) {
 		return nil, err
 	}
@@ -86,6 +84,12 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err := g.converge(); err != nil {
 		return nil, err
 	}
+	if res.gateway != nil {
+		if err := g.checkRoom(res.gateway.nat.MaxFlows); err != nil {
+			return nil, err
+		}
+		res.gateway.sysctls = g.ownSysctls(res.gateway.sysctls)
+	}
 	p, err := makePlan(&g.active, res, cfg.Source)
 	if err != nil {
 		return nil, err
@@ -102,14 +106,25 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 // behind the old one and completes the result.
 func (g *Gateway) putInForce(p *plan, result *Result) (*Result, error) {
 	before := g.active
+	over := g.cutOver(p)
 	if err := g.commit(p); err != nil {
 		return nil, errors.Join(err, g.converge())
 	}
+	over(result)
 	result.Changes = append(result.Changes, append(g.reattached, difference(&before, &p.record)...)...)
 	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
 	}
-	result.Warnings = append(result.Warnings, g.warnings...)
+	if before.Gateway != nil {
+		ended, err := g.endLost(before.Gateway.Outside)
+		if err != nil {
+			return nil, fmt.Errorf("the new configuration is in force, but ending the flows of addresses that are gone failed: %w", err)
+		}
+		if ended > 0 {
+			result.Changes = append(result.Changes, "ended "+counted(ended, "flow")+" of outside addresses that are gone")
+		}
+	}
+	result.Warnings = append(result.Warnings, append(g.warnings, g.wrongSysctls()...)...)
 	return result, nil
 }
 
@@ -144,6 +159,9 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 		if len(stuck) > 0 {
 			g.warnings = append(g.warnings, offloadLeft(m.name, stuck))
 		}
+	}
+	if err := g.prepareReassembly(&p.record); err != nil {
+		return err
 	}
 	// Delivery before the taps that rely on it.
 	members := slices.Clone(p.record.Members)
@@ -190,6 +208,11 @@ func (g *Gateway) noteIntentions(p *plan, res *resolved, kind AttachKind) error 
 			return err
 		}
 		g.journal.addOffloads(m.touched(), on)
+	}
+	if p.record.Gateway != nil && !p.record.Gateway.KeepSysctls {
+		if err := g.noteSysctls(p.record.Gateway.Sysctls); err != nil {
+			return err
+		}
 	}
 	return g.writeJournal()
 }
@@ -242,52 +265,6 @@ func (g *Gateway) aloneOn(program string, h hook) error {
 	return nil
 }
 
-// fillIdle makes the maps of the new generation and puts them into the slot
-// that is not in force. The update of an outer map waits for programs that may
-// still read the old inner map, so counters of free numbers are at rest then.
-func (g *Gateway) fillIdle(p *plan) error {
-	spec, err := loadTapgate()
-	if err != nil {
-		return err
-	}
-	idle := 1 - g.slot
-	members, err := ebpf.NewMap(spec.Maps[tapgateMapTgMembers].InnerMap)
-	if err != nil {
-		return fmt.Errorf("make the map of interfaces: %w", err)
-	}
-	defer members.Close()
-	for ifindex, m := range p.members {
-		if err := members.Put(ifindex, m); err != nil {
-			return fmt.Errorf("fill the map of interfaces: %w", err)
-		}
-	}
-	targets, err := ebpf.NewMap(spec.Maps[tapgateMapTgTargets].InnerMap)
-	if err != nil {
-		return fmt.Errorf("make the map of targets: %w", err)
-	}
-	defer targets.Close()
-	for number, t := range p.targets {
-		if err := targets.Put(number, t); err != nil {
-			return fmt.Errorf("fill the map of targets: %w", err)
-		}
-	}
-	if err := g.maps[tapgateMapTgMembers].Put(idle, members); err != nil {
-		return fmt.Errorf("fill generation %d: %w", idle, err)
-	}
-	if err := g.maps[tapgateMapTgTargets].Put(idle, targets); err != nil {
-		return fmt.Errorf("fill generation %d: %w", idle, err)
-	}
-	if err := g.clearCounters(p); err != nil {
-		return err
-	}
-	for key, hop := range p.nexthops {
-		if err := g.maps[tapgateMapTgNexthops].Put(key, hop); err != nil {
-			return fmt.Errorf("fill the map of next hops: %w", err)
-		}
-	}
-	return nil
-}
-
 // commit writes the record of the new generation and then the control word:
 // the one store that is the change.
 func (g *Gateway) commit(p *plan) error {
@@ -330,6 +307,7 @@ func describe(r *record) []string {
 			lines = append(lines, fmt.Sprintf("mirror %s of %s: %s, by %s", m.Name, strings.Join(m.Zones, ", "), t.Target, t.Interface))
 		}
 	}
+	lines = append(lines, describeGateway(r.Gateway)...)
 	return lines
 }
 

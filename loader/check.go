@@ -15,7 +15,8 @@ type Report struct {
 	Kernel     string            `json:"kernel"` // release, as in "uname -r"
 	Features   []Feature         `json:"features"`
 	Interfaces []InterfaceReport `json:"interfaces"`
-	Problems   []string          `json:"problems"` // what stands against the configuration
+	Gateway    *GatewayReport    `json:"gateway,omitempty"` // nil: it would only copy
+	Problems   []string          `json:"problems"`          // what stands against the configuration
 	Warnings   []string          `json:"warnings"`
 }
 
@@ -75,6 +76,7 @@ func (r *Report) checkConfig(opt Options, cfg Config, ns *namespace) error {
 	res, err := resolve(cfg, opt.Force)
 	if err == nil {
 		r.Warnings = append(r.Warnings, res.warnings...)
+		r.Gateway = res.gateway.report(r.Features)
 	}
 	cut := sshCutOff(cfg, ns)
 	if cut != nil && opt.Force {

@@ -20,6 +20,11 @@ const (
 type Config struct {
 	Zones   []Zone
 	Mirrors []Mirror
+	// NAT and Policies make the machine a gateway of ours: zones are judged and
+	// flows translated. With NAT nil and no policies tapgate only taps, and
+	// what may pass and how it is translated is the host's business.
+	NAT      *NAT
+	Policies []Policy
 	// Source is the text that the configuration came from. It is kept in the
 	// kernel with the state and given back by Gateway.Source; the loader
 	// does not look into it.
@@ -31,6 +36,9 @@ type Zone struct {
 	Name       string
 	Role       Role
 	Interfaces []string // names, as in "ip link"
+	// Prefixes are networks behind routers of an internal zone. Its hosts may
+	// use sources of these and of the interfaces' own networks, no others.
+	Prefixes []netip.Prefix
 }
 
 // Mirror copies every packet of its zones, both directions, to each target.

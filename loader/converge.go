@@ -15,8 +15,9 @@ import (
 )
 
 // converge takes away what the generation in force does not need: programs,
-// qdiscs, offload settings and next hops that an earlier change left, finished
-// or not. It runs before and after each change, and may itself be cut short.
+// qdiscs, settings, addresses and next hops that an earlier change left, finished
+// or not. Forwarding is switched on here, too: before the generation is in force
+// the machine would forward what nobody judges. It runs before and after each change, and may itself be cut short.
 func (g *Gateway) converge() error {
 	wanted := map[int][]string{}
 	dmz, configured := map[int]bool{}, map[int]bool{}
@@ -25,10 +26,11 @@ func (g *Gateway) converge() error {
 		wanted[m.Ifindex] = m.Programs
 		dmz[m.Ifindex] = m.Role == RoleDMZ
 	}
-	errs := []error{g.dropPrograms(wanted)}
-	errs = append(errs, g.dropQdiscs(configured), g.restoreOffloads(dmz), g.dropNexthops())
+	// First of all: what forwards by our doing must not when nobody judges it.
+	errs := []error{g.restoreSysctls(), g.dropPrograms(wanted)}
+	errs = append(errs, g.dropQdiscs(configured), g.restoreOffloads(dmz), g.dropNexthops(), g.convergeOutside(), g.convergeReassembly(), g.setSysctls())
 
-	before := len(g.journal.Touched) + len(g.journal.Qdiscs) + len(g.journal.Offloads)
+	before := g.journal.entries()
 	if errors.Join(errs...) == nil {
 		keep := func(t touched) bool { return len(wanted[t.Ifindex]) > 0 }
 		g.journal.Touched = keepIf(g.journal.Touched, keep)
@@ -37,11 +39,17 @@ func (g *Gateway) converge() error {
 			return err == nil && have != "" && configured[t.Ifindex]
 		})
 		g.journal.Offloads = keepIf(g.journal.Offloads, func(o offloadEntry) bool { return dmz[o.Ifindex] })
-		if len(g.journal.Touched)+len(g.journal.Qdiscs)+len(g.journal.Offloads) != before {
+		g.journal.Sysctls = keepIf(g.journal.Sysctls, func(e sysctlEntry) bool { return g.needsSysctl(e.sysctl) })
+		if g.journal.entries() != before {
 			errs = append(errs, g.writeJournal())
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// entries is how many there are, which tells whether some have gone.
+func (j *journal) entries() int {
+	return len(j.Touched) + len(j.Qdiscs) + len(j.Offloads) + len(j.Sysctls)
 }
 
 func keepIf[T any](list []T, keep func(T) bool) []T {

@@ -13,7 +13,7 @@ import (
 // without prefix, so that user space has no list of its own to forget.
 func enumNames(enum, prefix string) func() []string {
 	return sync.OnceValue(func() []string {
-		spec, err := loadTapgate()
+		spec, err := compiled()
 		if err != nil {
 			panic(err) // the object is part of this binary
 		}
@@ -135,6 +135,11 @@ func (g *Gateway) clearCounters(p *plan) error {
 	}
 	if err := clear(g.maps[tapgateMapTgSeen], p.freshSlots, make([]tapgateTgMemberCount, cpus)); err != nil {
 		return err
+	}
+	for _, n := range p.gateway.freshHits {
+		if err := g.maps[tapgateMapTgHits].Put(n, make([]tapgateTgHit, cpus)); err != nil {
+			return fmt.Errorf("clear counters: %w", err)
+		}
 	}
 	for _, n := range p.freshNeighs {
 		if err := g.maps[tapgateMapTgNeighs].Put(n, tapgateTgNeigh{}); err != nil {

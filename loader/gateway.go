@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Gateway is the state of one network namespace, opened and locked. All of it
@@ -82,6 +83,7 @@ func openAnyBuild(opt Options, mode Mode) (*Gateway, error) {
 
 // openLocked takes over ns and lock, also when it fails.
 func openLocked(opt Options, ns *namespace, dir string, lock *dirLock) (*Gateway, error) {
+	_ = rlimit.RemoveMemlock() // before 5.11 inner maps and runs of programs count against it
 	g := &Gateway{opt: opt, ns: ns, dir: dir, lock: lock}
 	if err := g.read(); err != nil {
 		return nil, errors.Join(err, g.Close())
@@ -97,13 +99,13 @@ func (g *Gateway) read() (err error) {
 }
 
 // openOrCreate is Open for a writer that makes what is missing; state that is
-// nobody's is cleared away first.
-func openOrCreate(opt Options) (*Gateway, error) {
+// nobody's is cleared away first. flows is what a new table has room for at least.
+func openOrCreate(opt Options, flows uint32) (*Gateway, error) {
 	ns, err := openNamespace(opt.Netns)
 	if err != nil {
 		return nil, err
 	}
-	g, err := lockOrCreate(opt, ns)
+	g, err := lockOrCreate(opt, ns, flows)
 	if err != nil {
 		return nil, errors.Join(err, ns.close())
 	}
@@ -115,7 +117,7 @@ func openOrCreate(opt Options) (*Gateway, error) {
 		if err := errors.Join(g.discard(), g.Close()); err != nil {
 			return nil, err
 		}
-		return openOrCreate(opt)
+		return openOrCreate(opt, flows)
 	}
 	err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
 	if err == nil {
@@ -130,7 +132,7 @@ func openOrCreate(opt Options) (*Gateway, error) {
 	return g, nil
 }
 
-func lockOrCreate(opt Options, ns *namespace) (*Gateway, error) {
+func lockOrCreate(opt Options, ns *namespace, flows uint32) (*Gateway, error) {
 	dir := opt.stateDir(ns)
 	for {
 		lock, err := lockDir(dir, true, opt.lockTimeout())
@@ -140,7 +142,7 @@ func lockOrCreate(opt Options, ns *namespace) (*Gateway, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		lock, err = create(opt, ns, dir)
+		lock, err = create(opt, ns, dir, flows)
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +159,7 @@ func lockOrCreate(opt Options, ns *namespace) (*Gateway, error) {
 
 // create makes the state under the lock of the folder above, and returns it
 // locked, or nil if somebody else was faster.
-func create(opt Options, ns *namespace, dir string) (lock *dirLock, err error) {
+func create(opt Options, ns *namespace, dir string, flows uint32) (lock *dirLock, err error) {
 	if err := ensureBPFFS(opt.bpffs()); err != nil {
 		return nil, err
 	}
@@ -182,7 +184,7 @@ func create(opt Options, ns *namespace, dir string) (lock *dirLock, err error) {
 		if err := missing(ProbeFeatures()); err != nil {
 			return err
 		}
-		lock, err = loadInto(dir, ns, opt.Verbose)
+		lock, err = loadInto(dir, ns, flows, opt.Verbose)
 		return err
 	})
 	return lock, err

@@ -15,6 +15,7 @@ type plan struct {
 	members  map[uint32]tapgateTgMember // by ifindex
 	targets  map[uint32]tapgateTgTarget // by number
 	nexthops map[tapgateTgNexthopKey]tapgateTgNexthop
+	gateway  gatewayPlan
 	// Numbers that were not in use: their counters start at zero.
 	freshMirrors, freshTargets, freshSlots, freshNeighs []uint32
 }
@@ -85,6 +86,16 @@ func makePlan(old *record, res *resolved, source string) (*plan, error) {
 	if err := p.placeMirrors(old, res, slots); err != nil {
 		return nil, err
 	}
+	zones, err := p.placeZones(old, res.zones)
+	if err != nil {
+		return nil, err
+	}
+	p.numberZones(zones)
+	if res.gateway != nil {
+		if err := p.placeGateway(old, res.gateway, zones); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
 }
 
@@ -118,7 +129,7 @@ func (p *plan) placeMembers(old *record, res *resolved) (slots map[int]uint32, e
 				r.Addresses = append(r.Addresses, addr.Addr().String())
 				p.nexthops[nexthopKey(m.index, addr.Addr())] = tapgateTgNexthop{Kind: tapgateTgNexthopKindTG_NEXTHOP_OURS}
 			}
-		case tapped[m.index]:
+		case tapped[m.index] || res.gateway != nil:
 			r.Programs = tapPrograms
 		}
 		slots[m.index] = r.Slot

@@ -52,6 +52,7 @@ func ProbeFeatures() []Feature {
 		{Feature{Name: "clsact", Since: "4.5", Use: "attaches where there is no TCX"}, probeClsact},
 		{Feature{Name: "check_mtu", Since: "5.12", Use: "asks for the MTU of the sensor's interface at each copy"}, helper(asm.FnCheckMtu)},
 		{Feature{Name: "netns_cookie", Since: "5.14", Use: "tells a network namespace from a later one with its inode"}, probeNetnsCookie},
+		{Feature{Name: "netfilter_defrag", Since: "6.6", Use: "puts fragments in order that come in out of order"}, probeReassembly},
 	}
 	out := make([]Feature, len(list))
 	tcx := false

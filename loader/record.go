@@ -2,8 +2,12 @@ package loader
 
 import (
 	"bytes"
+	"compress/flate"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -11,7 +15,7 @@ import (
 
 // Layout is the version of all pinned state: TG_LAYOUT of headers/abi.h. State of
 // another layout is refused.
-const Layout = 1
+const Layout = 2
 
 // journalKey is the element of the records map behind those of the two generations.
 const journalKey uint32 = 2
@@ -31,6 +35,8 @@ type record struct {
 	Members []memberRecord `json:"members"`
 	Mirrors []mirrorRecord `json:"mirrors"`
 	Neighs  []neighRecord  `json:"neighs"`
+	Zones   []zoneRecord   `json:"zones"`
+	Gateway *gatewayRecord `json:"gateway,omitempty"` // nil: tap only
 }
 
 type memberRecord struct {
@@ -74,6 +80,7 @@ type journal struct {
 	Touched  []touched      `json:"touched"`
 	Qdiscs   []touched      `json:"qdiscs"`   // clsact added by us
 	Offloads []offloadEntry `json:"offloads"` // features switched off by us
+	Sysctls  []sysctlEntry  `json:"sysctls,omitempty"`
 }
 
 // touched is an interface. The name and MAC tell whether an index was reused.
@@ -97,6 +104,9 @@ func readRecord(m *ebpf.Map, key uint32, into any) error {
 	if len(text) == 0 {
 		return nil
 	}
+	if text, err = unpackRecord(raw, text); err != nil {
+		return fmt.Errorf("record %d is not readable: %w", key, err)
+	}
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("record %d is not readable: %w", key, err)
 	}
@@ -111,7 +121,12 @@ func writeRecord(m *ebpf.Map, key uint32, from any) error {
 		return fmt.Errorf("write record %d: %w", key, err)
 	}
 	if len(text) > recordSize {
-		return fmt.Errorf("write record %d: the configuration takes %d bytes, and there is room for %d", key, len(text), recordSize)
+		if text, err = packRecord(text); err != nil {
+			return fmt.Errorf("write record %d: %w", key, err)
+		}
+	}
+	if len(text) > recordSize {
+		return fmt.Errorf("write record %d: the configuration takes %d bytes when compressed, and there is room for %d", key, len(text), recordSize)
 	}
 	raw := make([]byte, recordSize)
 	copy(raw, text)
@@ -119,4 +134,35 @@ func writeRecord(m *ebpf.Map, key uint32, from any) error {
 		return fmt.Errorf("write record %d: %w", key, err)
 	}
 	return nil
+}
+
+// A record that does not fit is compressed, behind this mark and its length: the
+// end of what is compressed may be zeros.
+const packedMark = "tgz1"
+
+func packRecord(text []byte) ([]byte, error) {
+	out := bytes.NewBuffer(append([]byte(packedMark), 0, 0, 0, 0))
+	w, err := flate.NewWriter(out, flate.DefaultCompression)
+	if err == nil {
+		_, err = w.Write(text)
+		err = errors.Join(err, w.Close())
+	}
+	if err != nil {
+		return nil, err
+	}
+	packed := out.Bytes()
+	binary.LittleEndian.PutUint32(packed[len(packedMark):], uint32(len(packed)))
+	return packed, nil
+}
+
+func unpackRecord(raw, text []byte) ([]byte, error) {
+	if !bytes.HasPrefix(raw, []byte(packedMark)) {
+		return text, nil
+	}
+	const head = len(packedMark) + 4
+	size := binary.LittleEndian.Uint32(raw[len(packedMark):head])
+	if size < uint32(head) || size > uint32(len(raw)) {
+		return nil, errors.New("it is cut short")
+	}
+	return io.ReadAll(flate.NewReader(bytes.NewReader(raw[head:size])))
 }

@@ -10,8 +10,9 @@ import (
 )
 
 // Reduce puts cfg in force, which must be the configuration in force without
-// some mirrors or targets. Interfaces are not looked at again, so that copying
-// can be stopped also where the rest of the configuration no longer fits.
+// some mirrors, targets, forwards, masquerades or policies. Interfaces are not
+// looked at again, so that things can be stopped also where the rest of the
+// configuration no longer fits.
 func (g *Gateway) Reduce(cfg Config) (result *Result, err error) {
 	err = g.ns.do(func() error {
 		result, err = g.reduce(cfg)
@@ -68,6 +69,7 @@ func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
 	}
 	p.record.Neighs = keepIf(slices.Clone(g.active.Neighs), func(n neighRecord) bool { return neighStays[n.Number] })
 	p.record.Members = slices.Clone(g.active.Members)
+	p.record.Zones, p.record.Gateway = nil, nil
 
 	var members, targets *ebpf.Map
 	if err := g.maps[tapgateMapTgMembers].Lookup(g.slot, &members); err != nil {
@@ -88,7 +90,7 @@ func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
 		var m tapgateTgMember
 		errs = append(errs, members.Lookup(uint32(r.Ifindex), &m))
 		m = withoutCopies(m, targetStays)
-		if m.Ncopies == 0 && r.Role != RoleDMZ {
+		if m.Ncopies == 0 && r.Role != RoleDMZ && !cfg.gateway() {
 			p.record.Members[i].Programs = nil
 		}
 		p.members[uint32(r.Ifindex)] = m
@@ -96,12 +98,30 @@ func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("read the generation in force: %w", err)
 	}
-	return p, nil
+	return p, g.reduceGateway(p, cfg)
+}
+
+// reduceGateway makes the rules again from what was found out about this machine.
+func (g *Gateway) reduceGateway(p *plan, cfg Config) error {
+	zones, err := p.placeZones(&g.active, cfg.Zones)
+	if err != nil {
+		return err
+	}
+	p.numberZones(zones)
+	if !cfg.gateway() {
+		return nil
+	}
+	if g.active.Gateway == nil {
+		return fmt.Errorf("reduce: no nat and no policies are in force")
+	}
+	gateway := newResolvedGateway(cfg, g.active.Gateway.gatewayFacts)
+	gateway.sysctls = g.active.Gateway.Sysctls
+	return p.placeGateway(&g.active, gateway, zones)
 }
 
 // withoutCopies keeps the copies of an interface whose targets stay.
 func withoutCopies(m tapgateTgMember, stays map[uint32]bool) tapgateTgMember {
-	out := tapgateTgMember{Role: m.Role, Slot: m.Slot}
+	out := tapgateTgMember{Role: m.Role, Slot: m.Slot, Zone: m.Zone}
 	for _, c := range m.Copies[:m.Ncopies] {
 		if !stays[uint32(c.Target)] {
 			continue

@@ -37,9 +37,27 @@ func (g *Gateway) Remove() (*Result, error) {
 			result.Changes = append(result.Changes, "detached from "+m.Interface)
 		}
 	}
+	if g.active.Gateway != nil {
+		if err := g.ns.do(func() error { return g.stopTranslating(result) }); err != nil { // no reason to stay
+			result.Warnings = append(result.Warnings, err.Error())
+		}
+	}
 	err := g.discard()
-	result.Warnings = g.warnings
+	result.Warnings = append(result.Warnings, g.warnings...)
 	return result, err
+}
+
+// stopTranslating puts a generation in force that has no interfaces: the kernel is to
+// take over at once and for all of them.
+func (g *Gateway) stopTranslating(result *Result) error {
+	nothing := &plan{record: record{Layout: Layout}}
+	if err := g.fillIdle(nothing); err != nil {
+		return err
+	}
+	over := g.cutOver(nothing)
+	err := g.commit(nothing)
+	over(result)
+	return err
 }
 
 // discard undoes all that the journal knows, and then the state itself goes
@@ -139,7 +157,7 @@ func detachForeign(opt Options, why error) (*Result, error) {
 		result.Warnings = []string{"offload settings and qdiscs that it changed are not known and stay as they are"}
 	}
 	errs = append(errs, ns.do(func() error {
-		return errors.Join(removeAllFilters(), g.dropQdiscs(nil), g.restoreOffloads(nil))
+		return errors.Join(g.restoreSysctls(), removeAllFilters(), g.dropQdiscs(nil), g.restoreOffloads(nil))
 	}), os.RemoveAll(dir))
 	return result, errors.Join(errors.Join(errs...), sweep(opt))
 }

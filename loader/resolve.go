@@ -55,8 +55,10 @@ type resolvedMirror struct {
 
 // resolved is a Config that this machine can do.
 type resolved struct {
+	zones    []Zone
 	members  []*member
 	mirrors  []resolvedMirror
+	gateway  *resolvedGateway // nil: nothing is judged or translated
 	warnings []string
 }
 
@@ -77,11 +79,12 @@ func resolve(cfg Config, force bool) (*resolved, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{cfg: cfg, force: force, topo: topo}
+	r := &resolver{cfg: cfg, force: force, topo: topo, out: resolved{zones: cfg.Zones}}
 	r.checkZones()
 	r.findMembers()
 	r.checkStacking()
 	r.checkMirrors()
+	r.checkGateway()
 	if len(r.errs) > 0 {
 		return nil, errors.Join(r.errs...)
 	}
@@ -167,7 +170,11 @@ func (r *resolver) findMembers() {
 			m := r.newMember(l, z, path)
 			m.written = name
 			taken[m.index] = m
-			if why := r.unfitFor(l, z); why != "" {
+			why := r.unfitFor(l, z)
+			if why == "" && r.cfg.gateway() {
+				why = r.natless(m)
+			}
+			if why != "" {
 				r.fail(path, "%s", why)
 				continue
 			}
@@ -229,9 +236,9 @@ func hasCarrier(l netlink.Link) bool {
 }
 
 // checkStacking refuses members whose packets pass at both, where that counts:
-// they would be copied twice, or copies would pass a tap.
+// they would be copied, judged or translated twice, or copies would pass a tap.
 func (r *resolver) checkStacking() {
-	counts := func(m *member) bool { return m.role == RoleDMZ || r.tapped(m.zone) }
+	counts := func(m *member) bool { return m.role == RoleDMZ || r.tapped(m.zone) || r.cfg.gateway() }
 	for _, upper := range r.out.members {
 		under := r.topo.under(upper.index)
 		for _, lower := range r.out.members {

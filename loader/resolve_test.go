@@ -86,10 +86,10 @@ link set spare up
 func gatewayConfig() Config {
 	return Config{
 		Zones: []Zone{
-			{"external", RoleExternal, []string{"eth0"}},
-			{"internal", RoleInternal, []string{"eth3", "eth3.7"}},
-			{"dmz", RoleDMZ, []string{"eth2"}},
-			{"mgmt", RoleMgmt, []string{"eth4"}},
+			{Name: "external", Role: RoleExternal, Interfaces: []string{"eth0"}},
+			{Name: "internal", Role: RoleInternal, Interfaces: []string{"eth3", "eth3.7"}},
+			{Name: "dmz", Role: RoleDMZ, Interfaces: []string{"eth2"}},
+			{Name: "mgmt", Role: RoleMgmt, Interfaces: []string{"eth4"}},
 		},
 		Mirrors: []Mirror{{
 			Name: "ids", Zones: []string{"internal"},

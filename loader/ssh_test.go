@@ -25,7 +25,7 @@ func TestSSHChild(t *testing.T) {
 	answer := "fine"
 	ns, err := openNamespace(args[2])
 	if err == nil {
-		cfg := Config{Zones: []Zone{{"lan", RoleInternal, []string{"eth3"}}, {"sensors", RoleDMZ, []string{"none", args[1]}}}}
+		cfg := Config{Zones: []Zone{{Name: "lan", Role: RoleInternal, Interfaces: []string{"eth3"}}, {Name: "sensors", Role: RoleDMZ, Interfaces: []string{"none", args[1]}}}}
 		err = ns.do(func() error { return sshCutOff(cfg, ns) })
 	}
 	var ce *ConfigError

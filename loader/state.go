@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -33,10 +34,34 @@ const (
 var pinnedMaps = []string{
 	tapgateMapTgControl, tapgateMapTgMembers, tapgateMapTgTargets, tapgateMapTgNexthops, tapgateMapTgNeighs,
 	tapgateMapTgMirrorLed, tapgateMapTgTargetLed, tapgateMapTgSeen, tapgateMapTgScratch, tapgateMapTgRecords,
+	// of the gateway
+	tapgateMapTgRules, tapgateMapTgPools, tapgateMapTgSets, tapgateMapTgSettings, tapgateMapTgOutside, tapgateMapTgOurs,
+	tapgateMapTgSessions, tapgateMapTgBindings, tapgateMapTgRemotes, tapgateMapTgHosts, tapgateMapTgTable,
+	tapgateMapTgFresh, tapgateMapTgSettled, tapgateMapTgDying, tapgateMapTgIdle, tapgateMapTgHits, tapgateMapTgEvents, tapgateMapTgGates,
+	tapgateMapTgReassembly,
 }
+
+// flowMaps are sized by the flows that there may be: these are the elements of two
+// flows, and a quarter more for those that were ended to make room (headers/account.h).
+var flowMaps = map[string]uint32{
+	tapgateMapTgSessions: 5, tapgateMapTgBindings: 5, tapgateMapTgRemotes: 3,
+	tapgateMapTgFresh: 1, tapgateMapTgSettled: 2, tapgateMapTgDying: 1, tapgateMapTgIdle: 2,
+}
+
+// sizeFlowMaps makes room for so many flows.
+func sizeFlowMaps(spec *ebpf.CollectionSpec, flows uint32) {
+	for name, half := range flowMaps {
+		spec.Maps[name].MaxEntries = max(1, uint32(uint64(flows)*uint64(half)/2))
+	}
+}
+
+// roomForFlows is how many flows sizeFlowMaps has made room for: exactly so many go
+// into the queue of the settled.
+func roomForFlows(maps map[string]*ebpf.Map) uint32 { return maps[tapgateMapTgSettled].MaxEntries() }
 
 var pinnedPrograms = []string{
 	tapgateProgTapgateTapIn, tapgateProgTapgateTapOut, tapgateProgTapgateDmzIn, tapgateProgTapgateDmzOut, tapgateProgTapgateAsk,
+	tapgateProgTapgateSweep, tapgateProgTapgateFlush, tapgateProgTapgateOpen, tapgateProgTapgateBack,
 }
 
 func (o Options) bpffs() string {
@@ -62,7 +87,7 @@ func (o Options) stateDir(ns *namespace) string {
 // loadInto makes maps and programs and pins them in a new folder beside dir,
 // which then gets its name: the state is there as a whole or not at all. The
 // folder is locked before anybody else can see it.
-func loadInto(dir string, ns *namespace, verbose bool) (lock *dirLock, err error) {
+func loadInto(dir string, ns *namespace, flows uint32, verbose bool) (lock *dirLock, err error) {
 	tmp := filepath.Join(filepath.Dir(dir), fmt.Sprintf("new-%s-%d", filepath.Base(dir), os.Getpid()))
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("create state: %w", err)
@@ -86,6 +111,7 @@ func loadInto(dir string, ns *namespace, verbose bool) (lock *dirLock, err error
 	if err != nil {
 		return nil, err
 	}
+	sizeFlowMaps(spec, max(flows, DefaultMaxFlows))
 	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this is refused,
 	// a map that does not fit says so below.
 	_ = rlimit.RemoveMemlock()
@@ -180,12 +206,17 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 		}
 		programs[name] = p
 	}
-	spec, err := loadTapgate()
+	spec, err := compiled()
 	if err != nil {
 		return maps, programs, err
 	}
+	own := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}}
+	for name := range maps {
+		own.Maps[name] = spec.Maps[name].Copy()
+	}
+	sizeFlowMaps(own, roomForFlows(maps))
 	for name, m := range maps {
-		if err := spec.Maps[name].Compatible(m); err != nil {
+		if err := own.Maps[name].Compatible(m); err != nil {
 			return maps, programs, stateError(dir, fmt.Errorf("map %s: %w", name, err))
 		}
 	}
@@ -202,7 +233,7 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 // foreignIn finds something in the folder of a state that this tapgate does not put
 // there: it is another version's or another program's, and not to be deleted unasked.
 func foreignIn(dir string) (found string, err error) {
-	files := map[string][]string{mapsDir: pinnedMaps, programsDir: pinnedPrograms, linksDir: slices.Concat(tapPrograms, dmzPrograms)}
+	files := map[string][]string{mapsDir: pinnedMaps, programsDir: pinnedPrograms, linksDir: slices.Concat(tapPrograms, dmzPrograms), reassemblyDir: pinnedReassembly}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || path == dir {
 			return err
@@ -249,20 +280,35 @@ func closePins(maps map[string]*ebpf.Map, programs map[string]*ebpf.Program) {
 	}
 }
 
+// compiled is the object of this binary, which takes a while to read. It is for
+// looking at only: what is to be loaded is read by programSpecs.
+var compiled = sync.OnceValues(loadTapgate)
+
+// linked is compiled with its programs as they are handed to the kernel: calls of
+// functions get their offsets when they are written out, and the comparison, which
+// is by the kernel's tag, does not do that by itself.
+var linked = sync.OnceValues(func() (*ebpf.CollectionSpec, error) {
+	spec, err := compiled()
+	if err != nil {
+		return nil, err
+	}
+	for name, p := range spec.Programs {
+		if err := p.Instructions.Marshal(io.Discard, binary.LittleEndian); err != nil {
+			return nil, fmt.Errorf("look at program %s: %w", name, err)
+		}
+	}
+	return spec, nil
+})
+
 // sameBuild says whether the pinned programs are those of this binary.
 func sameBuild(programs map[string]*ebpf.Program) error {
-	spec, err := loadTapgate()
+	spec, err := linked()
 	if err != nil {
 		return err
 	}
 	for name, p := range programs {
 		info, err := p.Info()
 		if err != nil {
-			return fmt.Errorf("look at program %s: %w", name, err)
-		}
-		// Calls of functions get their offsets when they are written out, and the
-		// comparison, which is by the kernel's tag, does not do that by itself.
-		if err := spec.Programs[name].Instructions.Marshal(io.Discard, binary.LittleEndian); err != nil {
 			return fmt.Errorf("look at program %s: %w", name, err)
 		}
 		if err := spec.Programs[name].Compatible(info); err != nil {

@@ -39,7 +39,8 @@ type Status struct {
 	Applied  string         `json:"applied"`    // time of the last change, RFC 3339
 	Members  []MemberStatus `json:"interfaces"`
 	Mirrors  []MirrorStatus `json:"mirrors"`
-	Links    []LinkStatus   `json:"links"` // interfaces that copies leave by
+	Links    []LinkStatus   `json:"links"`             // interfaces that copies leave by
+	Gateway  *GatewayStatus `json:"gateway,omitempty"` // nil: it only copies
 	Problems []string       `json:"problems"`
 }
 
@@ -113,7 +114,7 @@ func (g *Gateway) Status() (*Status, error) {
 		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: append([]string{}, g.moved...),
 	}
 	err := g.ns.do(func() error {
-		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s))
+		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s), g.statusGateway(s))
 	})
 	return s, err
 }

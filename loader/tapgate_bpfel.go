@@ -13,6 +13,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tapgateTgBinding struct {
+	_        structs.HostLayout
+	Other    tapgateTgEndpoint
+	Self     tapgateTgEndpoint
+	Rule     uint32
+	Flags    uint32
+	Since    uint64
+	Sessions uint32
+	Life     uint32
+	Queued   uint32
+	Lock     struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+}
+
 type tapgateTgCopy struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -42,6 +58,68 @@ const (
 	tapgateTgDirectionTG_DIRECTIONS tapgateTgDirection = 2
 )
 
+type tapgateTgEndpoint struct {
+	_     structs.HostLayout
+	Addr  [16]uint8
+	Port  uint16
+	Proto uint8
+	Half  uint8
+	Scope uint8
+	Pad   [3]uint8
+}
+
+type tapgateTgEvent struct {
+	_          structs.HostLayout
+	When       uint64
+	Tuple      tapgateTgTuple
+	IfindexIn  uint32
+	IfindexOut uint32
+	Reason     uint32
+	Policy     uint32
+}
+
+type tapgateTgHalf uint32
+
+const (
+	tapgateTgHalfTG_HALF_INSIDE  tapgateTgHalf = 0
+	tapgateTgHalfTG_HALF_OUTSIDE tapgateTgHalf = 1
+)
+
+type tapgateTgHit struct {
+	_     structs.HostLayout
+	Flows uint64
+	Last  uint64
+}
+
+type tapgateTgHost struct {
+	_       structs.HostLayout
+	Flows   uint32
+	Fresh   uint32
+	Refused uint64
+	Lock    struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+}
+
+type tapgateTgHostKey struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
+type tapgateTgKind uint32
+
+const (
+	tapgateTgKindTG_KIND_NONE  tapgateTgKind = 0
+	tapgateTgKindTG_KIND_PORTS tapgateTgKind = 1
+	tapgateTgKindTG_KIND_QUERY tapgateTgKind = 2
+	tapgateTgKindTG_KIND_ERROR tapgateTgKind = 3
+	tapgateTgKindTG_KIND_OTHER tapgateTgKind = 4
+	tapgateTgKindTG_KIND_LATER tapgateTgKind = 5
+	tapgateTgKindTG_KIND_BAD   tapgateTgKind = 6
+)
+
 type tapgateTgLedger struct {
 	_       structs.HostLayout
 	Matched tapgateTgCount
@@ -50,20 +128,32 @@ type tapgateTgLedger struct {
 	Refused tapgateTgCount
 }
 
+type tapgateTgLife uint32
+
+const (
+	tapgateTgLifeTG_LIFE_NEW     tapgateTgLife = 0
+	tapgateTgLifeTG_LIFE_LIVE    tapgateTgLife = 1
+	tapgateTgLifeTG_LIFE_DYING   tapgateTgLife = 2
+	tapgateTgLifeTG_LIFE_FLUSHED tapgateTgLife = 3
+	tapgateTgLifeTG_LIFE_DELETED tapgateTgLife = 4
+)
+
 type tapgateTgMember struct {
 	_       structs.HostLayout
 	Role    tapgateTgRole
 	Slot    uint32
 	Mirrors uint64
 	Ncopies uint32
-	Pad     uint32
+	Zone    uint8
+	Gateway uint8
+	Pad     [2]uint8
 	Copies  [16]tapgateTgCopy
 }
 
 type tapgateTgMemberCount struct {
 	_          structs.HostLayout
 	Seen       tapgateTgCount
-	Reasons    [12]uint64
+	Reasons    [33]uint64
 	Duplicates uint64
 }
 
@@ -101,6 +191,67 @@ const (
 	tapgateTgNexthopKindTG_NEXTHOP_SENSOR tapgateTgNexthopKind = 2
 )
 
+type tapgateTgOrder struct {
+	_           structs.HostLayout
+	Inside      tapgateTgTuple
+	Outside     tapgateTgTuple
+	Number      uint32
+	InsideZone  uint8
+	OutsideZone uint8
+	Established uint8
+	FromOutside uint8
+	Translated  uint8
+	Generation  uint8
+	Pad         [6]uint8
+}
+
+type tapgateTgOrigin uint32
+
+const (
+	tapgateTgOriginTG_ORIGIN_ALLOWED    tapgateTgOrigin = 0
+	tapgateTgOriginTG_ORIGIN_MASQUERADE tapgateTgOrigin = 1
+	tapgateTgOriginTG_ORIGIN_FORWARD    tapgateTgOrigin = 2
+	tapgateTgOriginTG_ORIGIN_HAIRPIN    tapgateTgOrigin = 3
+	tapgateTgOriginTG_ORIGIN_EIF        tapgateTgOrigin = 4
+	tapgateTgOriginTG_ORIGIN_ADOPTED    tapgateTgOrigin = 5
+)
+
+type tapgateTgOurAddr struct {
+	_        structs.HostLayout
+	Ifindex  uint32
+	Zone     uint8
+	Assigned uint8
+	Pad      [2]uint8
+}
+
+type tapgateTgOursKey struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
+type tapgateTgOutsideAddr struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+	Mtu  uint32
+	Pad  uint32
+}
+
+type tapgateTgOutsideKey struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Family  uint32
+}
+
+type tapgateTgPolicySet struct {
+	_    structs.HostLayout
+	Bits [32]uint64
+}
+
+type tapgateTgPoolAddress struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
 type tapgateTgReason uint32
 
 const (
@@ -116,8 +267,65 @@ const (
 	tapgateTgReasonTG_PASS_NEIGHBOUR_QUESTION tapgateTgReason = 9
 	tapgateTgReasonTG_DROP_NEIGHBOUR_LEARNED  tapgateTgReason = 10
 	tapgateTgReasonTG_DROP_FROM_DMZ           tapgateTgReason = 11
-	tapgateTgReasonTG_REASONS                 tapgateTgReason = 12
+	tapgateTgReasonTG_PASS_FLOW               tapgateTgReason = 12
+	tapgateTgReasonTG_PASS_NEW_FLOW           tapgateTgReason = 13
+	tapgateTgReasonTG_PASS_ALLOWED            tapgateTgReason = 14
+	tapgateTgReasonTG_PASS_TO_HOST            tapgateTgReason = 15
+	tapgateTgReasonTG_PASS_ICMP_ERROR         tapgateTgReason = 16
+	tapgateTgReasonTG_PASS_FRAGMENT           tapgateTgReason = 17
+	tapgateTgReasonTG_PASS_REASSEMBLED        tapgateTgReason = 18
+	tapgateTgReasonTG_PASS_HAIRPIN            tapgateTgReason = 19
+	tapgateTgReasonTG_DROP_POLICY             tapgateTgReason = 20
+	tapgateTgReasonTG_DROP_ZONE               tapgateTgReason = 21
+	tapgateTgReasonTG_DROP_SPOOFED            tapgateTgReason = 22
+	tapgateTgReasonTG_DROP_UNSOLICITED        tapgateTgReason = 23
+	tapgateTgReasonTG_DROP_SILENT_SYN         tapgateTgReason = 24
+	tapgateTgReasonTG_DROP_NO_FLOW            tapgateTgReason = 25
+	tapgateTgReasonTG_DROP_TABLE_FULL         tapgateTgReason = 26
+	tapgateTgReasonTG_DROP_NO_PORT            tapgateTgReason = 27
+	tapgateTgReasonTG_DROP_RATE               tapgateTgReason = 28
+	tapgateTgReasonTG_DROP_FRAGMENT           tapgateTgReason = 29
+	tapgateTgReasonTG_DROP_MALFORMED          tapgateTgReason = 30
+	tapgateTgReasonTG_DROP_BUSY               tapgateTgReason = 31
+	tapgateTgReasonTG_DROP_ERROR              tapgateTgReason = 32
+	tapgateTgReasonTG_REASONS                 tapgateTgReason = 33
 )
+
+type tapgateTgReassemblyLink struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Mac     [6]uint8
+	Pad     [2]uint8
+}
+
+type tapgateTgRefusal uint32
+
+const (
+	tapgateTgRefusalTG_REFUSED_FULL  tapgateTgRefusal = 0
+	tapgateTgRefusalTG_REFUSED_HOST  tapgateTgRefusal = 1
+	tapgateTgRefusalTG_REFUSED_PORTS tapgateTgRefusal = 2
+	tapgateTgRefusalTG_REFUSED_RATE  tapgateTgRefusal = 3
+)
+
+type tapgateTgRemote struct {
+	_        structs.HostLayout
+	Sessions uint32
+	Dead     uint32
+	Lock     struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+}
+
+type tapgateTgRemoteKey struct {
+	_       structs.HostLayout
+	Outside [16]uint8
+	Remote  [16]uint8
+	Port    uint16
+	Proto   uint8
+	Pad     [5]uint8
+}
 
 type tapgateTgRole uint32
 
@@ -129,6 +337,94 @@ const (
 	tapgateTgRoleTG_ROLE_MGMT     tapgateTgRole = 4
 )
 
+type tapgateTgRule struct {
+	_          structs.HostLayout
+	Number     uint32
+	List       uint32
+	Addr       [16]uint8
+	First      uint16
+	To         uint16
+	Flags      uint16
+	Zone       uint16
+	Rate       uint32
+	RateRemote uint32
+	Pool       uint32
+	PoolCount  uint32
+	Lo         [2]uint16
+	Hi         [2]uint16
+}
+
+type tapgateTgRuleKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Kind      uint8
+	A         uint8
+	B         uint8
+	Proto     uint8
+	Addr      [16]uint8
+	Port      uint16
+	Pad       [2]uint8
+}
+
+type tapgateTgRuleKind uint32
+
+const (
+	tapgateTgRuleKindTG_RULE_NONE         tapgateTgRuleKind = 0
+	tapgateTgRuleKindTG_RULE_FORWARD      tapgateTgRuleKind = 1
+	tapgateTgRuleKindTG_RULE_MASQUERADE   tapgateTgRuleKind = 2
+	tapgateTgRuleKindTG_RULE_EXCLUDE      tapgateTgRuleKind = 3
+	tapgateTgRuleKindTG_RULE_SOURCE       tapgateTgRuleKind = 4
+	tapgateTgRuleKindTG_RULE_INSIDE       tapgateTgRuleKind = 5
+	tapgateTgRuleKindTG_RULE_POLICY_PAIR  tapgateTgRuleKind = 6
+	tapgateTgRuleKindTG_RULE_POLICY_PROTO tapgateTgRuleKind = 7
+	tapgateTgRuleKindTG_RULE_POLICY_SRC   tapgateTgRuleKind = 8
+	tapgateTgRuleKindTG_RULE_POLICY_DST   tapgateTgRuleKind = 9
+	tapgateTgRuleKindTG_RULE_POLICY_PORT  tapgateTgRuleKind = 10
+)
+
+type tapgateTgSession struct {
+	_           structs.HostLayout
+	Other       tapgateTgTuple
+	Created     uint64
+	Last        uint64
+	Reset       uint64
+	Packets     uint64
+	Bytes       uint64
+	Copied      uint64
+	Rule        uint32
+	Half        uint8
+	Origin      uint8
+	Tcp         uint8
+	Flags       uint8
+	InsideZone  uint8
+	OutsideZone uint8
+	Hint        uint8
+	Bound       uint8
+	Ifindex     uint32
+	Fresh       uint8
+	Counted     uint8
+	Pad         [6]uint8
+	Way         [4]uint64
+	Since       uint64
+	Life        uint32
+	Lock        struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+}
+
+type tapgateTgSetting struct {
+	_            structs.HostLayout
+	Gateway      uint32
+	MaxFlows     uint32
+	MaxFresh     uint32
+	MaxPerHost   uint32
+	MaxForwarded uint32
+	Pad          uint32
+	AdoptUntil   uint64
+	Timers       [9]uint64
+}
+
 type tapgateTgSkip uint32
 
 const (
@@ -138,6 +434,22 @@ const (
 	tapgateTgSkipTG_SKIP_UNDELIVERED tapgateTgSkip = 3
 	tapgateTgSkipTG_SKIP_REASONS     tapgateTgSkip = 4
 )
+
+type tapgateTgTableState struct {
+	_         structs.HostLayout
+	Flows     uint32
+	Fresh     uint32
+	Forwarded uint32
+	Bindings  uint32
+	Refused   [4]uint64
+	Created   uint64
+	Expired   uint64
+	Lock      struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Leaving uint32
+}
 
 type tapgateTgTarget struct {
 	_       structs.HostLayout
@@ -160,29 +472,89 @@ const (
 	tapgateTgTargetKindTG_TARGET_L2MAC tapgateTgTargetKind = 4
 )
 
+type tapgateTgTimer uint32
+
+const (
+	tapgateTgTimerTG_TIMER_PROVISIONAL     tapgateTgTimer = 0
+	tapgateTgTimerTG_TIMER_TCP_OPENING     tapgateTgTimer = 1
+	tapgateTgTimerTG_TIMER_TCP_ESTABLISHED tapgateTgTimer = 2
+	tapgateTgTimerTG_TIMER_TCP_CLOSING     tapgateTgTimer = 3
+	tapgateTgTimerTG_TIMER_UDP_UNANSWERED  tapgateTgTimer = 4
+	tapgateTgTimerTG_TIMER_UDP             tapgateTgTimer = 5
+	tapgateTgTimerTG_TIMER_ICMP            tapgateTgTimer = 6
+	tapgateTgTimerTG_TIMER_OTHER           tapgateTgTimer = 7
+	tapgateTgTimerTG_TIMER_LINGER          tapgateTgTimer = 8
+	tapgateTgTimerTG_TIMERS                tapgateTgTimer = 9
+)
+
+type tapgateTgTuple struct {
+	_     structs.HostLayout
+	Src   [16]uint8
+	Dst   [16]uint8
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tapgateMapTgControl      = "tg_control"
-	tapgateMapTgMembers      = "tg_members"
-	tapgateMapTgMembers0     = "tg_members_0"
-	tapgateMapTgMirrorLed    = "tg_mirror_led"
-	tapgateMapTgNeighs       = "tg_neighs"
-	tapgateMapTgNexthops     = "tg_nexthops"
-	tapgateMapTgRecords      = "tg_records"
-	tapgateMapTgScratch      = "tg_scratch"
-	tapgateMapTgSeen         = "tg_seen"
-	tapgateMapTgTargetLed    = "tg_target_led"
-	tapgateMapTgTargets      = "tg_targets"
-	tapgateMapTgTargets0     = "tg_targets_0"
-	tapgateProgTapgateAsk    = "tapgate_ask"
-	tapgateProgTapgateDmzIn  = "tapgate_dmz_in"
-	tapgateProgTapgateDmzOut = "tapgate_dmz_out"
-	tapgateProgTapgateTapIn  = "tapgate_tap_in"
-	tapgateProgTapgateTapOut = "tapgate_tap_out"
-	tapgateVarTgEnums        = "tg_enums"
-	tapgateVarTgHaveCheckMtu = "tg_have_check_mtu"
+	tapgateMapTgAnswers         = "tg_answers"
+	tapgateMapTgBindings        = "tg_bindings"
+	tapgateMapTgControl         = "tg_control"
+	tapgateMapTgDying           = "tg_dying"
+	tapgateMapTgEvents          = "tg_events"
+	tapgateMapTgFragmentScratch = "tg_fragment_scratch"
+	tapgateMapTgFragments       = "tg_fragments"
+	tapgateMapTgFresh           = "tg_fresh"
+	tapgateMapTgGates           = "tg_gates"
+	tapgateMapTgHits            = "tg_hits"
+	tapgateMapTgHosts           = "tg_hosts"
+	tapgateMapTgIdle            = "tg_idle"
+	tapgateMapTgIpIds           = "tg_ip_ids"
+	tapgateMapTgMembers         = "tg_members"
+	tapgateMapTgMembers0        = "tg_members_0"
+	tapgateMapTgMirrorLed       = "tg_mirror_led"
+	tapgateMapTgNeighs          = "tg_neighs"
+	tapgateMapTgNexthops        = "tg_nexthops"
+	tapgateMapTgOurs            = "tg_ours"
+	tapgateMapTgOutside         = "tg_outside"
+	tapgateMapTgPools           = "tg_pools"
+	tapgateMapTgPools0          = "tg_pools_0"
+	tapgateMapTgRates           = "tg_rates"
+	tapgateMapTgReassembly      = "tg_reassembly"
+	tapgateMapTgRecords         = "tg_records"
+	tapgateMapTgRemoteRates     = "tg_remote_rates"
+	tapgateMapTgRemotes         = "tg_remotes"
+	tapgateMapTgRules           = "tg_rules"
+	tapgateMapTgRules0          = "tg_rules_0"
+	tapgateMapTgScratch         = "tg_scratch"
+	tapgateMapTgSeen            = "tg_seen"
+	tapgateMapTgSessions        = "tg_sessions"
+	tapgateMapTgSets            = "tg_sets"
+	tapgateMapTgSets0           = "tg_sets_0"
+	tapgateMapTgSettings        = "tg_settings"
+	tapgateMapTgSettled         = "tg_settled"
+	tapgateMapTgTable           = "tg_table"
+	tapgateMapTgTargetLed       = "tg_target_led"
+	tapgateMapTgTargets         = "tg_targets"
+	tapgateMapTgTargets0        = "tg_targets_0"
+	tapgateMapTgWaiting         = "tg_waiting"
+	tapgateMapTgWayBack         = "tg_way_back"
+	tapgateProgTapgateAsk       = "tapgate_ask"
+	tapgateProgTapgateBack      = "tapgate_back"
+	tapgateProgTapgateDmzIn     = "tapgate_dmz_in"
+	tapgateProgTapgateDmzOut    = "tapgate_dmz_out"
+	tapgateProgTapgateFlush     = "tapgate_flush"
+	tapgateProgTapgateOpen      = "tapgate_open"
+	tapgateProgTapgateSweep     = "tapgate_sweep"
+	tapgateProgTapgateTapIn     = "tapgate_tap_in"
+	tapgateProgTapgateTapOut    = "tapgate_tap_out"
+	tapgateVarTgEnums           = "tg_enums"
+	tapgateVarTgGateEnums       = "tg_gate_enums"
+	tapgateVarTgHaveCheckMtu    = "tg_have_check_mtu"
 )
 
 // loadTapgate returns the embedded CollectionSpec for tapgate.
@@ -228,8 +600,12 @@ type tapgateSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tapgateProgramSpecs struct {
 	TapgateAsk    *ebpf.ProgramSpec `ebpf:"tapgate_ask"`
+	TapgateBack   *ebpf.ProgramSpec `ebpf:"tapgate_back"`
 	TapgateDmzIn  *ebpf.ProgramSpec `ebpf:"tapgate_dmz_in"`
 	TapgateDmzOut *ebpf.ProgramSpec `ebpf:"tapgate_dmz_out"`
+	TapgateFlush  *ebpf.ProgramSpec `ebpf:"tapgate_flush"`
+	TapgateOpen   *ebpf.ProgramSpec `ebpf:"tapgate_open"`
+	TapgateSweep  *ebpf.ProgramSpec `ebpf:"tapgate_sweep"`
 	TapgateTapIn  *ebpf.ProgramSpec `ebpf:"tapgate_tap_in"`
 	TapgateTapOut *ebpf.ProgramSpec `ebpf:"tapgate_tap_out"`
 }
@@ -238,18 +614,48 @@ type tapgateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tapgateMapSpecs struct {
-	TgControl   *ebpf.MapSpec `ebpf:"tg_control"`
-	TgMembers   *ebpf.MapSpec `ebpf:"tg_members"`
-	TgMembers0  *ebpf.MapSpec `ebpf:"tg_members_0"`
-	TgMirrorLed *ebpf.MapSpec `ebpf:"tg_mirror_led"`
-	TgNeighs    *ebpf.MapSpec `ebpf:"tg_neighs"`
-	TgNexthops  *ebpf.MapSpec `ebpf:"tg_nexthops"`
-	TgRecords   *ebpf.MapSpec `ebpf:"tg_records"`
-	TgScratch   *ebpf.MapSpec `ebpf:"tg_scratch"`
-	TgSeen      *ebpf.MapSpec `ebpf:"tg_seen"`
-	TgTargetLed *ebpf.MapSpec `ebpf:"tg_target_led"`
-	TgTargets   *ebpf.MapSpec `ebpf:"tg_targets"`
-	TgTargets0  *ebpf.MapSpec `ebpf:"tg_targets_0"`
+	TgAnswers         *ebpf.MapSpec `ebpf:"tg_answers"`
+	TgBindings        *ebpf.MapSpec `ebpf:"tg_bindings"`
+	TgControl         *ebpf.MapSpec `ebpf:"tg_control"`
+	TgDying           *ebpf.MapSpec `ebpf:"tg_dying"`
+	TgEvents          *ebpf.MapSpec `ebpf:"tg_events"`
+	TgFragmentScratch *ebpf.MapSpec `ebpf:"tg_fragment_scratch"`
+	TgFragments       *ebpf.MapSpec `ebpf:"tg_fragments"`
+	TgFresh           *ebpf.MapSpec `ebpf:"tg_fresh"`
+	TgGates           *ebpf.MapSpec `ebpf:"tg_gates"`
+	TgHits            *ebpf.MapSpec `ebpf:"tg_hits"`
+	TgHosts           *ebpf.MapSpec `ebpf:"tg_hosts"`
+	TgIdle            *ebpf.MapSpec `ebpf:"tg_idle"`
+	TgIpIds           *ebpf.MapSpec `ebpf:"tg_ip_ids"`
+	TgMembers         *ebpf.MapSpec `ebpf:"tg_members"`
+	TgMembers0        *ebpf.MapSpec `ebpf:"tg_members_0"`
+	TgMirrorLed       *ebpf.MapSpec `ebpf:"tg_mirror_led"`
+	TgNeighs          *ebpf.MapSpec `ebpf:"tg_neighs"`
+	TgNexthops        *ebpf.MapSpec `ebpf:"tg_nexthops"`
+	TgOurs            *ebpf.MapSpec `ebpf:"tg_ours"`
+	TgOutside         *ebpf.MapSpec `ebpf:"tg_outside"`
+	TgPools           *ebpf.MapSpec `ebpf:"tg_pools"`
+	TgPools0          *ebpf.MapSpec `ebpf:"tg_pools_0"`
+	TgRates           *ebpf.MapSpec `ebpf:"tg_rates"`
+	TgReassembly      *ebpf.MapSpec `ebpf:"tg_reassembly"`
+	TgRecords         *ebpf.MapSpec `ebpf:"tg_records"`
+	TgRemoteRates     *ebpf.MapSpec `ebpf:"tg_remote_rates"`
+	TgRemotes         *ebpf.MapSpec `ebpf:"tg_remotes"`
+	TgRules           *ebpf.MapSpec `ebpf:"tg_rules"`
+	TgRules0          *ebpf.MapSpec `ebpf:"tg_rules_0"`
+	TgScratch         *ebpf.MapSpec `ebpf:"tg_scratch"`
+	TgSeen            *ebpf.MapSpec `ebpf:"tg_seen"`
+	TgSessions        *ebpf.MapSpec `ebpf:"tg_sessions"`
+	TgSets            *ebpf.MapSpec `ebpf:"tg_sets"`
+	TgSets0           *ebpf.MapSpec `ebpf:"tg_sets_0"`
+	TgSettings        *ebpf.MapSpec `ebpf:"tg_settings"`
+	TgSettled         *ebpf.MapSpec `ebpf:"tg_settled"`
+	TgTable           *ebpf.MapSpec `ebpf:"tg_table"`
+	TgTargetLed       *ebpf.MapSpec `ebpf:"tg_target_led"`
+	TgTargets         *ebpf.MapSpec `ebpf:"tg_targets"`
+	TgTargets0        *ebpf.MapSpec `ebpf:"tg_targets_0"`
+	TgWaiting         *ebpf.MapSpec `ebpf:"tg_waiting"`
+	TgWayBack         *ebpf.MapSpec `ebpf:"tg_way_back"`
 }
 
 // tapgateVariableSpecs contains global variables before they are loaded into the kernel.
@@ -257,6 +663,7 @@ type tapgateMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tapgateVariableSpecs struct {
 	TgEnums        *ebpf.VariableSpec `ebpf:"tg_enums"`
+	TgGateEnums    *ebpf.VariableSpec `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.VariableSpec `ebpf:"tg_have_check_mtu"`
 }
 
@@ -280,34 +687,94 @@ func (o *tapgateObjects) Close() error {
 //
 // It can be passed to loadTapgateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tapgateMaps struct {
-	TgControl   *ebpf.Map `ebpf:"tg_control"`
-	TgMembers   *ebpf.Map `ebpf:"tg_members"`
-	TgMembers0  *ebpf.Map `ebpf:"tg_members_0"`
-	TgMirrorLed *ebpf.Map `ebpf:"tg_mirror_led"`
-	TgNeighs    *ebpf.Map `ebpf:"tg_neighs"`
-	TgNexthops  *ebpf.Map `ebpf:"tg_nexthops"`
-	TgRecords   *ebpf.Map `ebpf:"tg_records"`
-	TgScratch   *ebpf.Map `ebpf:"tg_scratch"`
-	TgSeen      *ebpf.Map `ebpf:"tg_seen"`
-	TgTargetLed *ebpf.Map `ebpf:"tg_target_led"`
-	TgTargets   *ebpf.Map `ebpf:"tg_targets"`
-	TgTargets0  *ebpf.Map `ebpf:"tg_targets_0"`
+	TgAnswers         *ebpf.Map `ebpf:"tg_answers"`
+	TgBindings        *ebpf.Map `ebpf:"tg_bindings"`
+	TgControl         *ebpf.Map `ebpf:"tg_control"`
+	TgDying           *ebpf.Map `ebpf:"tg_dying"`
+	TgEvents          *ebpf.Map `ebpf:"tg_events"`
+	TgFragmentScratch *ebpf.Map `ebpf:"tg_fragment_scratch"`
+	TgFragments       *ebpf.Map `ebpf:"tg_fragments"`
+	TgFresh           *ebpf.Map `ebpf:"tg_fresh"`
+	TgGates           *ebpf.Map `ebpf:"tg_gates"`
+	TgHits            *ebpf.Map `ebpf:"tg_hits"`
+	TgHosts           *ebpf.Map `ebpf:"tg_hosts"`
+	TgIdle            *ebpf.Map `ebpf:"tg_idle"`
+	TgIpIds           *ebpf.Map `ebpf:"tg_ip_ids"`
+	TgMembers         *ebpf.Map `ebpf:"tg_members"`
+	TgMembers0        *ebpf.Map `ebpf:"tg_members_0"`
+	TgMirrorLed       *ebpf.Map `ebpf:"tg_mirror_led"`
+	TgNeighs          *ebpf.Map `ebpf:"tg_neighs"`
+	TgNexthops        *ebpf.Map `ebpf:"tg_nexthops"`
+	TgOurs            *ebpf.Map `ebpf:"tg_ours"`
+	TgOutside         *ebpf.Map `ebpf:"tg_outside"`
+	TgPools           *ebpf.Map `ebpf:"tg_pools"`
+	TgPools0          *ebpf.Map `ebpf:"tg_pools_0"`
+	TgRates           *ebpf.Map `ebpf:"tg_rates"`
+	TgReassembly      *ebpf.Map `ebpf:"tg_reassembly"`
+	TgRecords         *ebpf.Map `ebpf:"tg_records"`
+	TgRemoteRates     *ebpf.Map `ebpf:"tg_remote_rates"`
+	TgRemotes         *ebpf.Map `ebpf:"tg_remotes"`
+	TgRules           *ebpf.Map `ebpf:"tg_rules"`
+	TgRules0          *ebpf.Map `ebpf:"tg_rules_0"`
+	TgScratch         *ebpf.Map `ebpf:"tg_scratch"`
+	TgSeen            *ebpf.Map `ebpf:"tg_seen"`
+	TgSessions        *ebpf.Map `ebpf:"tg_sessions"`
+	TgSets            *ebpf.Map `ebpf:"tg_sets"`
+	TgSets0           *ebpf.Map `ebpf:"tg_sets_0"`
+	TgSettings        *ebpf.Map `ebpf:"tg_settings"`
+	TgSettled         *ebpf.Map `ebpf:"tg_settled"`
+	TgTable           *ebpf.Map `ebpf:"tg_table"`
+	TgTargetLed       *ebpf.Map `ebpf:"tg_target_led"`
+	TgTargets         *ebpf.Map `ebpf:"tg_targets"`
+	TgTargets0        *ebpf.Map `ebpf:"tg_targets_0"`
+	TgWaiting         *ebpf.Map `ebpf:"tg_waiting"`
+	TgWayBack         *ebpf.Map `ebpf:"tg_way_back"`
 }
 
 func (m *tapgateMaps) Close() error {
 	return _TapgateClose(
+		m.TgAnswers,
+		m.TgBindings,
 		m.TgControl,
+		m.TgDying,
+		m.TgEvents,
+		m.TgFragmentScratch,
+		m.TgFragments,
+		m.TgFresh,
+		m.TgGates,
+		m.TgHits,
+		m.TgHosts,
+		m.TgIdle,
+		m.TgIpIds,
 		m.TgMembers,
 		m.TgMembers0,
 		m.TgMirrorLed,
 		m.TgNeighs,
 		m.TgNexthops,
+		m.TgOurs,
+		m.TgOutside,
+		m.TgPools,
+		m.TgPools0,
+		m.TgRates,
+		m.TgReassembly,
 		m.TgRecords,
+		m.TgRemoteRates,
+		m.TgRemotes,
+		m.TgRules,
+		m.TgRules0,
 		m.TgScratch,
 		m.TgSeen,
+		m.TgSessions,
+		m.TgSets,
+		m.TgSets0,
+		m.TgSettings,
+		m.TgSettled,
+		m.TgTable,
 		m.TgTargetLed,
 		m.TgTargets,
 		m.TgTargets0,
+		m.TgWaiting,
+		m.TgWayBack,
 	)
 }
 
@@ -316,6 +783,7 @@ func (m *tapgateMaps) Close() error {
 // It can be passed to loadTapgateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tapgateVariables struct {
 	TgEnums        *ebpf.Variable `ebpf:"tg_enums"`
+	TgGateEnums    *ebpf.Variable `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.Variable `ebpf:"tg_have_check_mtu"`
 }
 
@@ -324,8 +792,12 @@ type tapgateVariables struct {
 // It can be passed to loadTapgateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tapgatePrograms struct {
 	TapgateAsk    *ebpf.Program `ebpf:"tapgate_ask"`
+	TapgateBack   *ebpf.Program `ebpf:"tapgate_back"`
 	TapgateDmzIn  *ebpf.Program `ebpf:"tapgate_dmz_in"`
 	TapgateDmzOut *ebpf.Program `ebpf:"tapgate_dmz_out"`
+	TapgateFlush  *ebpf.Program `ebpf:"tapgate_flush"`
+	TapgateOpen   *ebpf.Program `ebpf:"tapgate_open"`
+	TapgateSweep  *ebpf.Program `ebpf:"tapgate_sweep"`
 	TapgateTapIn  *ebpf.Program `ebpf:"tapgate_tap_in"`
 	TapgateTapOut *ebpf.Program `ebpf:"tapgate_tap_out"`
 }
@@ -333,8 +805,12 @@ type tapgatePrograms struct {
 func (p *tapgatePrograms) Close() error {
 	return _TapgateClose(
 		p.TapgateAsk,
+		p.TapgateBack,
 		p.TapgateDmzIn,
 		p.TapgateDmzOut,
+		p.TapgateFlush,
+		p.TapgateOpen,
+		p.TapgateSweep,
 		p.TapgateTapIn,
 		p.TapgateTapOut,
 	)

@@ -24,6 +24,8 @@ type address struct {
 	prefix netip.Prefix // our address with the length of its network
 	onlink netip.Prefix // what is reached without a router: the same network, or the peer
 	usable bool         // can be a sender: not deprecated and not a duplicate
+	// What else tells the address that stands for an interface outside.
+	global, primary bool // of global scope; neither secondary nor temporary nor being tried
 }
 
 // readTopology reads the namespace that the calling thread is in.
@@ -64,6 +66,9 @@ func makeAddress(a netlink.Addr) address {
 	r := address{
 		prefix: prefixOf(a.IPNet),
 		usable: a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_DADFAILED) == 0,
+		global: a.Scope == unix.RT_SCOPE_UNIVERSE,
+		// IFA_F_SECONDARY is IFA_F_TEMPORARY for IPv6.
+		primary: a.Flags&(unix.IFA_F_SECONDARY|unix.IFA_F_TENTATIVE) == 0,
 	}
 	r.onlink = r.prefix
 	if a.Peer != nil {

@@ -48,9 +48,14 @@ type Capture struct {
 // Capture starts to record an interface of the host. What is sent after it
 // returns is recorded.
 func (h *Host) Capture(ifname string, direction Direction) (*Capture, error) {
+	return h.capture(ifname, direction, nil)
+}
+
+// capture is Capture of what a filter lets through, if there is one.
+func (h *Host) capture(ifname string, direction Direction, filter []unix.SockFilter) (*Capture, error) {
 	where := h.Name + " " + ifname
 	var fd int
-	err := h.Do(func() (err error) { fd, err = captureSocket(ifname, direction); return err })
+	err := h.Do(func() (err error) { fd, err = captureSocket(ifname, direction, filter); return err })
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", where, err)
 	}
@@ -71,7 +76,7 @@ func (h *Host) Capture(ifname string, direction Direction) (*Capture, error) {
 	return c, nil
 }
 
-func captureSocket(ifname string, direction Direction) (fd int, err error) {
+func captureSocket(ifname string, direction Direction, filter []unix.SockFilter) (fd int, err error) {
 	iface, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return -1, err
@@ -93,6 +98,10 @@ func captureSocket(ifname string, direction Direction) (fd int, err error) {
 	set(unix.SOL_PACKET, unix.PACKET_AUXDATA, 1, "PACKET_AUXDATA")
 	if direction == Incoming {
 		set(unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1, "PACKET_IGNORE_OUTGOING")
+	}
+	if err == nil && len(filter) > 0 {
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 	}
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: iface.Index})

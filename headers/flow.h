@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * flow.h: the state of a flow, computed from its two halves, and the packet's way
+ * to its half. See README.md, "A flow".
+ */
+#ifndef TG_FLOW_H
+#define TG_FLOW_H
+
+#include "maps_gate.h"
+#include "tuple.h"
+
+#define TG_TCP_FIN 0x01
+#define TG_TCP_SYN 0x02
+#define TG_TCP_RST 0x04
+#define TG_TCP_ACK 0x10
+
+static __always_inline const struct tg_setting *tg_setting_of(__u32 gen)
+{
+	return bpf_map_lookup_elem(&tg_settings, &gen);
+}
+
+static __always_inline __u64 tg_later_of(__u64 a, __u64 b)
+{
+	return a > b ? a : b;
+}
+
+/* Whether both sides have spoken as their protocol asks for; a flow that has not
+ * come that far is "fresh". */
+static __always_inline int tg_answered(const struct tg_session *in, const struct tg_session *out,
+				       __u8 proto)
+{
+	if (proto == IPPROTO_TCP) {
+		__u8 first = in->flags & TG_FLOW_INITIATOR ? in->tcp : out->tcp;
+
+		return in->tcp & out->tcp & TG_SAW_SYN && first & TG_SAW_ACK;
+	}
+	return in->packets && out->packets;
+}
+
+/* Which timer runs, and since when. Go's flowState (loader/flows.go) says the same. */
+static __always_inline enum tg_timer
+tg_timer_of(const struct tg_session *in, const struct tg_session *out, __u8 proto, __u64 *since)
+{
+	__u64 last = tg_later_of(in->last, out->last), reset;
+
+	*since = last;
+	if (!((in->flags | out->flags) & TG_FLOW_LEFT))
+		return TG_TIMER_PROVISIONAL;
+	switch (proto) {
+	case IPPROTO_TCP:
+		reset = tg_later_of(in->reset, out->reset);
+		if (reset && reset >= last) { /* RFC 7857 2.2: data makes it live again */
+			*since = reset;
+			return TG_TIMER_TCP_CLOSING;
+		}
+		if (in->tcp & out->tcp & TG_SAW_FIN)
+			return TG_TIMER_TCP_CLOSING;
+		return tg_answered(in, out, proto) ? TG_TIMER_TCP_ESTABLISHED
+						   : TG_TIMER_TCP_OPENING;
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+		/* RFC 4787 REQ-6: where everybody may send in, only the inside keeps it. */
+		if (in->origin == TG_ORIGIN_EIF)
+			*since = in->last ? in->last : in->created;
+		return tg_answered(in, out, proto) ? TG_TIMER_UDP : TG_TIMER_UDP_UNANSWERED;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return TG_TIMER_ICMP;
+	}
+	return TG_TIMER_OTHER;
+}
+
+static __always_inline int tg_expired(const struct tg_session *in, const struct tg_session *out,
+				      __u8 proto, const struct tg_setting *set, __u64 now)
+{
+	__u64 since;
+	__u32 timer = tg_timer_of(in, out, proto, &since);
+
+	if (timer >= TG_TIMERS)
+		return 0;
+	return now > since && now - since > set->timers[timer];
+}
+
+/* The half of a flow that is not simply live: NEW is as good as live, for another
+ * CPU has just written both halves; DYING comes back. 0: absent, though taken. */
+static __always_inline int tg_revive(struct tg_session *h)
+{
+	struct tg_session *anchor = h, *in;
+	__u32 life;
+
+	if (h->half != TG_HALF_OUTSIDE)
+		anchor = bpf_map_lookup_elem(&tg_sessions, &h->other);
+	if (!anchor)
+		return 0;
+	bpf_spin_lock(&anchor->lock);
+	life = anchor->life;
+	if (life == TG_LIFE_DYING) {
+		anchor->life = TG_LIFE_LIVE;
+		anchor->hint = 0;
+		life = TG_LIFE_LIVE;
+	}
+	bpf_spin_unlock(&anchor->lock);
+	if (life != TG_LIFE_LIVE)
+		return life == TG_LIFE_NEW;
+	h->hint = 0;
+	in = bpf_map_lookup_elem(&tg_sessions, &anchor->other);
+	if (in)
+		in->hint = 0;
+	return 1;
+}
+
+enum tg_found {
+	TG_ABSENT = 0,
+	TG_FOUND,
+	TG_TAKEN, /* its flow has been flushed: nobody's for a second */
+};
+
+/* No flow expires earlier than that, with any timers. */
+#define TG_SURELY_ALIVE 1000000000ULL
+
+/* A flow that nobody has retired yet is at its end all the same: from outside nobody
+ * keeps alive what only the inside may. */
+static __always_inline int tg_over(const struct tg_gate *g, const struct tg_session *h)
+{
+	const struct tg_setting *set;
+	const struct tg_session *in;
+
+	if (h->half != TG_HALF_OUTSIDE || g->now < h->last + TG_SURELY_ALIVE)
+		return 0;
+	if (h->flags & TG_FLOW_INITIATOR && h->origin != TG_ORIGIN_EIF)
+		return 0;
+	in = bpf_map_lookup_elem(&tg_sessions, &h->other);
+	set = tg_setting_of(g->generation);
+	return !in || !set || tg_expired(in, h, g->tuple.proto, set, g->now);
+}
+
+/* Looks for the flow of g->tuple. TG_FOUND: to, half, changed are filled. */
+__noinline int tg_find_flow(void)
+{
+	struct tg_gate *g = tg_own_gate();
+	struct tg_session *h;
+
+	if (!g)
+		return TG_ABSENT;
+	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
+	if (!h)
+		return TG_ABSENT;
+	if (tg_over(g, h))
+		return TG_TAKEN;
+	if (h->hint && !tg_revive(h))
+		return TG_TAKEN;
+	tg_turn_round(&g->to, &h->other);
+	g->half = h->half;
+	g->clamp = (h->flags & TG_FLOW_CLAMP) != 0;
+	g->changed = !tg_same_tuple(&g->to, &g->tuple);
+	return TG_FOUND;
+}
+
+/* A SYN of a new connection with the ports of one that has ended (RFC 7857 2.1). */
+static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
+{
+	struct tg_session *other = bpf_map_lookup_elem(&tg_sessions, &h->other);
+
+	if (!other || !((h->tcp & other->tcp & TG_SAW_FIN) || (h->tcp | other->tcp) & TG_SAW_RST))
+		return;
+	h->tcp = 0;
+	h->reset = 0;
+	h->created = now;
+	h->flags |= TG_FLOW_INITIATOR;
+	other->tcp = 0;
+	other->reset = 0;
+	other->created = now;
+	other->flags &= ~TG_FLOW_INITIATOR;
+}
+
+static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g)
+{
+	__u32 flags = g->tcp_flags;
+
+	if (flags & TG_TCP_RST) {
+		/* RFC 7857 2.2, and an RST that answers must not refresh. */
+		h->tcp |= TG_SAW_RST;
+		h->reset = g->now;
+		return;
+	}
+	if ((flags & (TG_TCP_SYN | TG_TCP_ACK)) == TG_TCP_SYN)
+		tg_reopen(h, g->now);
+	if (h->origin == TG_ORIGIN_ADOPTED && flags & TG_TCP_ACK)
+		h->tcp |= TG_SAW_SYN | TG_SAW_ACK; /* its SYN has passed another gateway */
+	if (flags & TG_TCP_SYN)
+		h->tcp |= TG_SAW_SYN;
+	else if (flags & TG_TCP_ACK)
+		h->tcp |= TG_SAW_ACK;
+	if (flags & TG_TCP_FIN)
+		h->tcp |= TG_SAW_FIN;
+	h->last = g->now;
+}
+
+/* Counts the packet at its half and lets it keep the flow alive. */
+__noinline int tg_touch(void)
+{
+	struct tg_gate *g = tg_own_gate();
+	struct tg_session *h;
+
+	if (!g)
+		return 0;
+	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
+	if (!h)
+		return 0;
+	if (g->kind == TG_KIND_PORTS && g->tuple.proto == IPPROTO_TCP)
+		tg_touch_tcp(h, g);
+	else
+		h->last = g->now;
+	__sync_fetch_and_add(&h->packets, g->packets);
+	__sync_fetch_and_add(&h->bytes, g->bytes);
+	if (g->copied)
+		__sync_fetch_and_add(&h->copied, g->packets);
+	return 0;
+}
+
+/* At inside egress, a packet that was translated on its way in: notes that it has
+ * come through, and that mirrors take it. */
+__noinline int tg_came_through(void)
+{
+	struct tg_gate *g = tg_own_gate();
+	struct tg_session *in, *out;
+
+	if (!g)
+		return 0;
+	tg_turn_round(&g->key, &g->tuple);
+	in = bpf_map_lookup_elem(&tg_sessions, &g->key);
+	if (!in)
+		return 0;
+	if (!(in->flags & TG_FLOW_LEFT))
+		in->flags |= TG_FLOW_LEFT;
+	if (!g->copied)
+		return 0;
+	out = bpf_map_lookup_elem(&tg_sessions, &in->other);
+	if (out)
+		__sync_fetch_and_add(&out->copied, g->packets);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * open.h: a new flow: its place in the table, its two halves, and whom it lets
+ * in. Whatever fails undoes what came before it.
+ */
+#ifndef TG_OPEN_H
+#define TG_OPEN_H
+
+#include "account.h"
+#include "claim.h"
+#include "maps_gate.h"
+#include "retire.h"
+
+/* How many of the host's, or of heavier hosts', unanswered flows are looked for. */
+#define TG_ROOM_TURNS 16
+
+static __always_inline int tg_make_room(__u32 whose)
+{
+	int i;
+
+	for (i = 0; i < TG_ROOM_TURNS; i++) {
+		int turned = tg_turn_fresh(whose, 1);
+
+		if (turned == TG_TURN_ROOM)
+			return 1;
+		if (turned == TG_TURN_NOTHING)
+			break;
+	}
+	return 0;
+}
+
+/* Takes places for the flow of g->key. What comes in by a forward is not the inside
+ * host's doing: it has a share of its own. Returns 0 or why not. */
+static __always_inline int tg_take_places(__u32 whose, struct tg_gate *g,
+					  const struct tg_setting *set)
+{
+	int forwarded = g->origin == TG_ORIGIN_FORWARD;
+	struct tg_host *host;
+
+	tg_copy_addr(g->host_key.addr, g->key.src);
+	if (!forwarded) {
+		host = tg_host_of(g);
+		if (!host)
+			return TG_DROP_TABLE_FULL;
+		if (!tg_take_host_place(host, set->max_per_host) &&
+		    !(tg_make_room(whose) && tg_take_host_place(host, set->max_per_host))) {
+			__sync_fetch_and_add(&host->refused, 1);
+			tg_refuse(TG_REFUSED_HOST);
+			return TG_DROP_TABLE_FULL;
+		}
+	}
+	if (!tg_take_place(set, forwarded) &&
+	    !(tg_make_room(whose) && tg_take_place(set, forwarded))) {
+		if (!forwarded)
+			tg_leave_host(&g->host_key, 1, 1);
+		tg_refuse(TG_REFUSED_FULL);
+		return TG_DROP_TABLE_FULL;
+	}
+	return 0;
+}
+
+/* Both halves alike, as far as they are. */
+static __always_inline struct tg_session *tg_new_half(struct tg_gate *g)
+{
+	struct tg_session *h = (struct tg_session *)g->session;
+
+	h->created = g->now;
+	h->last = 0;
+	h->reset = 0;
+	h->packets = 0;
+	h->bytes = 0;
+	h->copied = 0;
+	h->rule = g->number;
+	h->origin = g->origin;
+	h->tcp = 0;
+	h->inside_zone = g->inside_zone;
+	h->outside_zone = g->outside_zone;
+	h->hint = 1;
+	h->bound = g->bound;
+	h->ifindex = 0;
+	h->way[0] = 0;
+	h->way[1] = 0;
+	h->way[2] = 0;
+	h->way[3] = 0;
+	h->since = g->now;
+	h->life = TG_LIFE_NEW;
+	return h;
+}
+
+static __always_inline __u8 tg_new_flags(const struct tg_gate *g, enum tg_half half)
+{
+	return (g->initiator == half ? TG_FLOW_INITIATOR : 0) | (g->left ? TG_FLOW_LEFT : 0) |
+	       (g->clamp ? TG_FLOW_CLAMP : 0);
+}
+
+/* Lets the remote of g->key2 in, or counts it once more. */
+static __always_inline int tg_permit(struct tg_gate *g)
+{
+	struct tg_remote *r;
+	int i, ok;
+
+	tg_remote_key_of(&g->remote_key, &g->key2);
+	for (i = 0; i < 2; i++) {
+		r = bpf_map_lookup_elem(&tg_remotes, &g->remote_key);
+		if (r) {
+			bpf_spin_lock(&r->lock);
+			ok = !r->dead;
+			if (ok)
+				r->sessions++;
+			bpf_spin_unlock(&r->lock);
+			return ok;
+		}
+		r = (struct tg_remote *)g->remote;
+		r->sessions = 1;
+		r->dead = 0;
+		if (!bpf_map_update_elem(&tg_remotes, &g->remote_key, r, BPF_NOEXIST))
+			return 1;
+	}
+	return 0;
+}
+
+/* Makes the flow with the halves' keys g->key (inside) and g->key2 (outside).
+ * Returns TG_PASS_NEW_FLOW or why not; a binding is the caller's to give back. */
+__noinline int tg_open(__u32 whose)
+{
+	struct tg_gate *g = tg_gate_of(whose);
+	struct tg_session *h, *in, *out;
+	const struct tg_setting *set;
+	int why;
+
+	if (!g)
+		return TG_DROP_ERROR;
+	set = tg_setting_of(g->generation);
+	if (!set)
+		return TG_DROP_ERROR;
+	tg_tidy(whose);
+	why = tg_take_places(whose, g, set);
+	if (why)
+		return why;
+
+	h = tg_new_half(g);
+	tg_set_tuple(&h->other, &g->key);
+	h->half = TG_HALF_OUTSIDE;
+	h->flags = tg_new_flags(g, TG_HALF_OUTSIDE);
+	h->fresh = 1;
+	h->counted = 1;
+	why = bpf_map_update_elem(&tg_sessions, &g->key2, h, BPF_NOEXIST);
+	if (why) { /* another CPU was faster, or a flow that has just ended has it still */
+		tg_leave_fresh(g->origin == TG_ORIGIN_FORWARD);
+		tg_leave_place(1, 0);
+		if (g->origin != TG_ORIGIN_FORWARD)
+			tg_leave_host(&g->host_key, 1, 1);
+		return why == -17 /* EEXIST */ ? TG_DROP_BUSY : TG_DROP_TABLE_FULL;
+	}
+	out = bpf_map_lookup_elem(&tg_sessions, &g->key2);
+	tg_set_tuple(&h->other, &g->key2);
+	h->half = TG_HALF_INSIDE;
+	h->flags = tg_new_flags(g, TG_HALF_INSIDE);
+	h->fresh = 0;
+	h->counted = 0;
+	why = bpf_map_update_elem(&tg_sessions, &g->key, h, BPF_NOEXIST);
+	if (!why && g->bound && !tg_permit(g)) {
+		/* Its remote is just being forgotten: the flow goes without it. */
+		if (out)
+			out->bound = 0;
+		why = -1;
+	}
+	if (why) {
+		/* Others may hold the outside half: it ends as flows do, and gives
+		 * back on its way out what it had taken. */
+		if (out) {
+			out->bound = 0;
+			tg_end(out, NULL, TG_LIFE_FLUSHED, g->now);
+		}
+		tg_stand_in_dying(&g->key2);
+		return TG_DROP_BUSY;
+	}
+	if (bpf_map_push_elem(&tg_fresh, &g->key2, 0))
+		tg_stand_in_settled(&g->key2);
+	in = bpf_map_lookup_elem(&tg_sessions, &g->key);
+	if (in)
+		in->hint = 0;
+	if (out) {
+		out->life = TG_LIFE_LIVE;
+		out->hint = 0;
+	}
+	return TG_PASS_NEW_FLOW;
+}
+
+#endif

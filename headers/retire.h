@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * retire.h: the end of flows and bindings. Every session stands in one of three
+ * queues; a turn takes one out, looks at it and puts it where it belongs. Each
+ * new flow does a few turns, and so does tapgate_sweep. See README.md, "Life of a
+ * flow".
+ */
+#ifndef TG_RETIRE_H
+#define TG_RETIRE_H
+
+#include "account.h"
+#include "flow.h"
+#include "maps_gate.h"
+
+/* So long a dead element stays: no program can still hold it. */
+#define TG_GRACE 1000000000ULL
+
+enum tg_turned {
+	TG_TURN_NOTHING = 0, /* the queue is empty, or its head is too young */
+	TG_TURN_LOOKED,
+	TG_TURN_ROOM, /* a place of the host in g->host_key became free */
+};
+
+/* A session must stand somewhere: where a queue is full, in another one. */
+static __always_inline void tg_stand_in_settled(const struct tg_tuple *key)
+{
+	if (bpf_map_push_elem(&tg_settled, key, 0))
+		bpf_map_push_elem(&tg_fresh, key, 0);
+}
+
+static __always_inline void tg_stand_in_dying(const struct tg_tuple *key)
+{
+	if (bpf_map_push_elem(&tg_dying, key, 0))
+		tg_stand_in_settled(key);
+}
+
+/* LIVE to another life; 0 if it was not live. */
+static __always_inline int tg_end(struct tg_session *out, struct tg_session *in, enum tg_life life,
+				  __u64 now)
+{
+	int was;
+
+	bpf_spin_lock(&out->lock);
+	was = out->life == TG_LIFE_LIVE || out->life == TG_LIFE_NEW ||
+	      (out->life == TG_LIFE_DYING && life == TG_LIFE_FLUSHED);
+	if (was) {
+		out->life = life;
+		out->since = now;
+		out->hint = 1;
+	}
+	bpf_spin_unlock(&out->lock);
+	if (was && in)
+		in->hint = 1;
+	return was;
+}
+
+/* Whoever owns the flow's place in its queue takes it off the accounts. */
+static __always_inline void tg_uncount(struct tg_session *out, struct tg_gate *g, int whole)
+{
+	int fresh = out->fresh;
+
+	whole = whole && out->counted;
+	if (!fresh && !whole)
+		return;
+	if (fresh)
+		tg_leave_fresh(out->origin == TG_ORIGIN_FORWARD);
+	out->fresh = 0;
+	if (whole)
+		out->counted = 0;
+	if (out->origin == TG_ORIGIN_FORWARD)
+		return;
+	tg_copy_addr(g->turn_host.addr, g->turn2.src);
+	tg_leave_host(&g->turn_host, fresh, whole);
+}
+
+/* The pair of the key in g->turn; in is NULL where half of it is missing. */
+static __always_inline struct tg_session *tg_pair(struct tg_gate *g, struct tg_session **in)
+{
+	struct tg_session *out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
+
+	*in = NULL;
+	if (!out)
+		return NULL;
+	tg_set_tuple(&g->turn2, &out->other);
+	*in = bpf_map_lookup_elem(&tg_sessions, &g->turn2);
+	if (*in && !tg_same_tuple(&(*in)->other, &g->turn))
+		*in = NULL;
+	return out;
+}
+
+/* 1: the pair must leave its queue of the living, and has. */
+static __always_inline int tg_send_off(struct tg_gate *g, struct tg_session *out,
+				       struct tg_session *in, const struct tg_setting *set)
+{
+	if (!in)
+		tg_end(out, NULL, TG_LIFE_FLUSHED, g->now);
+	else if (tg_expired(in, out, g->turn.proto, set, g->now))
+		tg_end(out, in, TG_LIFE_DYING, g->now);
+	if (out->life == TG_LIFE_LIVE || out->life == TG_LIFE_NEW)
+		return 0;
+	tg_uncount(out, g, 0);
+	tg_stand_in_dying(&g->turn);
+	return 1;
+}
+
+/* Whether the unanswered flow of a pair may go for one that g lays out: another one
+ * of a forward's for one of a forward's; else one of the same host, or of a host
+ * that has more unanswered flows. */
+static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session *out,
+				     const struct tg_setting *set)
+{
+	const struct tg_host *mine, *theirs;
+
+	if (out->origin == TG_ORIGIN_FORWARD || g->origin == TG_ORIGIN_FORWARD)
+		return out->origin == g->origin && tg_may_end(set, 1);
+	tg_copy_addr(g->turn_host.addr, g->turn2.src);
+	theirs = bpf_map_lookup_elem(&tg_hosts, &g->turn_host);
+	mine = bpf_map_lookup_elem(&tg_hosts, &g->host_key);
+	if (!theirs || !mine)
+		return 0;
+	if (theirs == mine)
+		return tg_may_end(set, 1);
+	return theirs->fresh > mine->fresh + 1 && tg_may_end(set, 0);
+}
+
+/* room: 1 to make room for the flow that is laid out. */
+__noinline int tg_turn_fresh(__u32 whose, __u32 room)
+{
+	struct tg_gate *g = tg_gate_of(whose);
+	struct tg_session *out, *in;
+	const struct tg_setting *set;
+
+	if (!g)
+		return TG_TURN_NOTHING;
+	set = tg_setting_of(g->generation);
+	if (!set || bpf_map_pop_elem(&tg_fresh, &g->turn))
+		return TG_TURN_NOTHING;
+	out = tg_pair(g, &in);
+	if (!out)
+		return TG_TURN_LOOKED;
+	if (tg_send_off(g, out, in, set))
+		return TG_TURN_LOOKED;
+	if (in && tg_answered(in, out, g->turn.proto)) {
+		tg_uncount(out, g, 0);
+		tg_stand_in_settled(&g->turn);
+		return TG_TURN_LOOKED;
+	}
+	if (room && tg_may_go(g, out, set) && tg_end(out, in, TG_LIFE_FLUSHED, g->now)) {
+		tg_uncount(out, g, 1);
+		tg_leave_early();
+		tg_stand_in_dying(&g->turn);
+		return TG_TURN_ROOM;
+	}
+	if (bpf_map_push_elem(&tg_fresh, &g->turn, 0))
+		tg_stand_in_settled(&g->turn);
+	return TG_TURN_LOOKED;
+}
+
+__noinline int tg_turn_settled(__u32 whose)
+{
+	struct tg_gate *g = tg_gate_of(whose);
+	struct tg_session *out, *in;
+	const struct tg_setting *set;
+
+	if (!g)
+		return TG_TURN_NOTHING;
+	set = tg_setting_of(g->generation);
+	if (!set || bpf_map_pop_elem(&tg_settled, &g->turn))
+		return TG_TURN_NOTHING;
+	out = tg_pair(g, &in);
+	if (!out)
+		return TG_TURN_LOOKED;
+	if (!tg_send_off(g, out, in, set))
+		tg_stand_in_settled(&g->turn);
+	return TG_TURN_LOOKED;
+}
+
+/* When the binding got its place in the queue: about a second, never 0. */
+static __always_inline __u32 tg_queued_at(const struct tg_binding *b)
+{
+	return (__u32)(b->since >> 30) | 1;
+}
+
+/* One session less on the binding of g->turn_endpoint. */
+static __always_inline void tg_release_binding(struct tg_gate *g)
+{
+	struct tg_binding *b = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint);
+	int queue = 0;
+
+	if (!b)
+		return;
+	bpf_spin_lock(&b->lock);
+	if (b->sessions)
+		b->sessions--;
+	if (!b->sessions) {
+		b->since = g->now;
+		queue = !b->queued;
+		if (queue)
+			b->queued = tg_queued_at(b);
+	}
+	bpf_spin_unlock(&b->lock);
+	if (queue)
+		bpf_map_push_elem(&tg_idle, &g->turn_endpoint, 0);
+}
+
+/* One session less that lets the remote in g->remote_key in. */
+static __always_inline void tg_release_remote(struct tg_gate *g)
+{
+	struct tg_remote *r = bpf_map_lookup_elem(&tg_remotes, &g->remote_key);
+	int dead = 0;
+
+	if (!r)
+		return;
+	bpf_spin_lock(&r->lock);
+	if (r->sessions)
+		r->sessions--;
+	if (!r->sessions) {
+		r->dead = 1;
+		dead = 1;
+	}
+	bpf_spin_unlock(&r->lock);
+	if (dead)
+		bpf_map_delete_elem(&tg_remotes, &g->remote_key);
+}
+
+static __always_inline void tg_remote_key_of(struct tg_remote_key *k, const struct tg_tuple *out)
+{
+	tg_copy_addr(k->outside, out->dst);
+	tg_copy_addr(k->remote, out->src);
+	k->port = out->dport;
+	k->proto = out->proto;
+}
+
+static __always_inline void tg_endpoint_of(struct tg_endpoint *e, const __u8 *addr, __be16 port,
+					   __u8 proto, enum tg_half half, __u8 scope)
+{
+	tg_copy_addr(e->addr, addr);
+	e->port = port;
+	e->proto = proto;
+	e->half = half;
+	e->scope = scope;
+	e->pad[0] = 0;
+	e->pad[1] = 0;
+	e->pad[2] = 0;
+}
+
+__noinline int tg_turn_dying(__u32 whose)
+{
+	struct tg_gate *g = tg_gate_of(whose);
+	struct tg_session *out, *in;
+	int counted;
+	__u32 life;
+
+	if (!g || bpf_map_peek_elem(&tg_dying, &g->turn))
+		return TG_TURN_NOTHING;
+	out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
+	if (out && out->life != TG_LIFE_LIVE && g->now < out->since + TG_GRACE)
+		return TG_TURN_NOTHING;
+	/* Another CPU may have been faster: this may be the one behind it. */
+	if (bpf_map_pop_elem(&tg_dying, &g->turn))
+		return TG_TURN_NOTHING;
+	out = tg_pair(g, &in);
+	if (!out)
+		return TG_TURN_LOOKED;
+	bpf_spin_lock(&out->lock);
+	if (out->life == TG_LIFE_DYING && in && (in->last > out->since || out->last > out->since)) {
+		/* A program that had found it before it began to die. */
+		out->life = TG_LIFE_LIVE;
+		out->hint = 0;
+	} else if (out->life != TG_LIFE_LIVE && g->now >= out->since + TG_GRACE) {
+		out->life = TG_LIFE_DELETED;
+	}
+	life = out->life;
+	bpf_spin_unlock(&out->lock);
+	if (life == TG_LIFE_LIVE) {
+		if (in)
+			in->hint = 0;
+		tg_stand_in_settled(&g->turn);
+		return TG_TURN_LOOKED;
+	}
+	if (life != TG_LIFE_DELETED) {
+		tg_stand_in_dying(&g->turn);
+		return TG_TURN_LOOKED;
+	}
+	counted = out->counted;
+	tg_uncount(out, g, 1);
+	tg_leave_place(counted, 1);
+	if (out->bound) {
+		tg_remote_key_of(&g->remote_key, &g->turn);
+		tg_release_remote(g);
+		tg_endpoint_of(&g->turn_endpoint, g->turn.dst, g->turn.dport, g->turn.proto,
+			       TG_HALF_OUTSIDE, out->outside_zone);
+		tg_release_binding(g);
+	}
+	if (in)
+		bpf_map_delete_elem(&tg_sessions, &g->turn2);
+	bpf_map_delete_elem(&tg_sessions, &g->turn);
+	return TG_TURN_LOOKED;
+}
+
+static __always_inline int tg_same_endpoint(const struct tg_endpoint *a,
+					    const struct tg_endpoint *b)
+{
+	return tg_same_addr(a->addr, b->addr) && a->port == b->port && a->proto == b->proto &&
+	       a->half == b->half && a->scope == b->scope;
+}
+
+/* A binding without sessions keeps its port for a while (RFC 6888 REQ-8). */
+__noinline int tg_turn_idle(__u32 whose)
+{
+	struct tg_gate *g = tg_gate_of(whose);
+	struct tg_binding *b, *inside;
+	struct tg_table_state *t;
+	const struct tg_setting *set;
+	int gone = 0, keep = 0;
+
+	if (!g)
+		return TG_TURN_NOTHING;
+	set = tg_setting_of(g->generation);
+	if (!set || bpf_map_peek_elem(&tg_idle, &g->turn_endpoint))
+		return TG_TURN_NOTHING;
+	b = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint);
+	/* In order, but for those that were used again since they were queued. */
+	if (b && !b->sessions && b->queued == tg_queued_at(b) &&
+	    g->now < b->since + set->timers[TG_TIMER_LINGER])
+		return TG_TURN_NOTHING;
+	if (bpf_map_pop_elem(&tg_idle, &g->turn_endpoint))
+		return TG_TURN_NOTHING;
+	b = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint);
+	if (!b)
+		return TG_TURN_LOOKED;
+	bpf_spin_lock(&b->lock);
+	if (b->sessions) {
+		b->queued = 0;
+	} else if (g->now >= b->since + set->timers[TG_TIMER_LINGER]) {
+		b->life = TG_LIFE_DELETED;
+		gone = 1;
+	} else {
+		b->queued = tg_queued_at(b);
+		keep = 1;
+	}
+	bpf_spin_unlock(&b->lock);
+	if (keep)
+		bpf_map_push_elem(&tg_idle, &g->turn_endpoint, 0);
+	if (!gone)
+		return TG_TURN_LOOKED;
+	__builtin_memcpy(&g->turn_endpoint2, &b->other, sizeof(g->turn_endpoint2));
+	inside = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint2);
+	if (inside && tg_same_endpoint(&inside->other, &g->turn_endpoint))
+		bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint2);
+	bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint);
+	t = tg_whole_table();
+	if (t)
+		__sync_fetch_and_sub(&t->bindings, 1);
+	return TG_TURN_LOOKED;
+}
+
+/* What each new flow does for the table: twice as much as it adds. */
+static __always_inline void tg_tidy(__u32 whose)
+{
+	tg_turn_dying(whose);
+	tg_turn_dying(whose);
+	tg_turn_fresh(whose, 0);
+	tg_turn_fresh(whose, 0);
+	tg_turn_settled(whose);
+	tg_turn_settled(whose);
+	tg_turn_idle(whose);
+	tg_turn_idle(whose);
+}
+
+#endif
