@@ -19,7 +19,8 @@ func newApplyCommand(e *env, g *globals) *cobra.Command {
 		Use:   "apply -f FILE",
 		Short: "Put a configuration file in force",
 		Long: `Puts a configuration file in force: what is missing is created, what is no
-longer named is taken away, traffic is not interrupted. All or nothing.
+longer named is taken away, traffic is not interrupted. All or nothing. Flows
+that a rule admitted stay when it goes; "tapgate flows flush" ends flows.
 
 A file looks like this; zones named otherwise say "role: internal" and so on:
 
@@ -28,6 +29,13 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
     internal: {interfaces: [eth3]}
     dmz:      {interfaces: [eth2]}
     mgmt:     {interfaces: [eth4]}
+  nat:                                  # without nat: and policies: it only taps
+    masquerade:
+      - {from: internal, to: external}
+    forwards:
+      - {name: rdp, in: external, proto: tcp, port: 3389, to: "192.168.3.3:3389"}
+  policies:
+    - {from: mgmt, to: external, proto: tcp, ports: [80, 443], action: accept}
   mirrors:
     - name: ids
       zones: [internal]

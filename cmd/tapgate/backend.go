@@ -1,6 +1,11 @@
 package main
 
-import "tapgate/loader"
+import (
+	"context"
+	"log/slog"
+
+	"tapgate/loader"
+)
 
 // gateway is what commands ask of an open loader.Gateway.
 type gateway interface {
@@ -8,6 +13,9 @@ type gateway interface {
 	Apply(loader.Config) (*loader.Result, error)
 	Reduce(loader.Config) (*loader.Result, error)
 	Status() (*loader.Status, error)
+	Flows(loader.FlowFilter) ([]loader.Flow, error)
+	FlushFlows(loader.FlowFilter) (int, error)
+	Explain(loader.Query) (*loader.Explanation, error)
 	Close() error
 }
 
@@ -17,6 +25,8 @@ type backend interface {
 	Open(loader.Options, loader.Mode) (gateway, error)
 	Check(loader.Options, *loader.Config) (*loader.Report, error)
 	Detach(loader.Options) (*loader.Result, error)
+	// Follow runs until ctx ends. reapply puts what is in force in force again.
+	Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error
 }
 
 func (e *env) loader() backend {
@@ -47,4 +57,8 @@ func (kernel) Check(opt loader.Options, cfg *loader.Config) (*loader.Report, err
 
 func (kernel) Detach(opt loader.Options) (*loader.Result, error) {
 	return loader.Detach(opt)
+}
+
+func (kernel) Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error {
+	return loader.Follow(ctx, opt, log, reapply)
 }

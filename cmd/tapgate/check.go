@@ -98,9 +98,27 @@ func checkText(r *loader.Report, good bool) string {
 			"name", "type", "zone", "tappable", "up", "carrier", ">mtu", "addresses",
 		}, rows))
 	}
-	parts = append(parts, bullets("not tappable", why), bullets("warnings", r.Warnings), bullets("problems", r.Problems))
+	parts = append(parts, bullets("not tappable", why), gatewayReport(r.Gateway), bullets("warnings", r.Warnings), bullets("problems", r.Problems))
 	if good {
 		parts = append(parts, "the configuration can be put in force\n")
 	}
 	return joinParts(parts)
+}
+
+// gatewayReport shows what the configuration would make of this machine beside a tap.
+func gatewayReport(gw *loader.GatewayReport) string {
+	if gw == nil {
+		return ""
+	}
+	fragments := "out of order as well"
+	if !gw.Reassembly {
+		fragments = "in order only: not put in order on this kernel (netfilter_defrag)"
+	}
+	pairs := outsidePairs(gw.Outside)
+	pairs = append(pairs, "ports", strings.Join(gw.Ports, ", ")+", where a rule names none", "flows", number(uint64(gw.MaxFlows))+" at most",
+		"fragments", fragments)
+	for i, s := range gw.Sysctls {
+		pairs = append(pairs, first("sets", i), s)
+	}
+	return section("gateway", pairs)
 }

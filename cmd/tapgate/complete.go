@@ -50,17 +50,13 @@ func (e *env) inForce(g *globals) (cfg loader.Config) {
 	return cfg
 }
 
-// completeMirror completes the one argument that names a mirror in force.
-func (e *env) completeMirror(g *globals) cobra.CompletionFunc {
+// completeName completes the one argument that names a rule in force.
+func (e *env) completeName(g *globals, names func(loader.Config) []string) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, part string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		var names []string
-		for _, m := range e.inForce(g).Mirrors {
-			names = append(names, m.Name)
-		}
-		return beginning(part, names), cobra.ShellCompDirectiveNoFileComp
+		return beginning(part, names(e.inForce(g))), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
@@ -88,4 +84,24 @@ func completeNetns(_ *cobra.Command, _ []string, part string) ([]string, cobra.S
 
 func beginning(part string, words []string) []string {
 	return slices.DeleteFunc(words, func(w string) bool { return !strings.HasPrefix(w, part) })
+}
+
+// completeZone completes one zone in force, of one of these roles if any is given.
+func (e *env) completeZone(g *globals, roles ...loader.Role) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, part string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		for _, z := range e.inForce(g).Zones {
+			if len(roles) == 0 || slices.Contains(roles, z.Role) {
+				names = append(names, z.Name)
+			}
+		}
+		return beginning(part, names), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeWords completes a value that is one of a few.
+func completeWords(words ...string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, part string) ([]string, cobra.ShellCompDirective) {
+		return beginning(part, slices.Clone(words)), cobra.ShellCompDirectiveNoFileComp
+	}
 }

@@ -16,9 +16,9 @@ import (
 	"tapgate/loader"
 )
 
-// maxConfig is the size of a configuration in bytes that is still read; the
-// kernel keeps its text in a record of about this size.
-const maxConfig = 256 << 10
+// maxConfig is the size of a configuration in bytes that is still read. The kernel
+// keeps its text, compressed if it is long; the loader says when it does not fit.
+const maxConfig = 4 << 20
 
 var roles = []string{
 	string(loader.RoleExternal), string(loader.RoleInternal), string(loader.RoleDMZ), string(loader.RoleMgmt),
@@ -52,7 +52,7 @@ func parseConfig(file string, text []byte) (*document, error) {
 	if root == nil {
 		return nil, &configError{file, "empty; it needs at least zones:"}
 	}
-	for _, e := range r.mapping(yamlEntry{value: root, at: nodeAt(root)}, "zones: and mirrors:") {
+	for _, e := range r.mapping(yamlEntry{value: root, at: nodeAt(root)}, "zones:, mirrors: and so on") {
 		switch e.key {
 		case "zones":
 			for _, z := range r.mapping(e, "a mapping of zone names") {
@@ -63,11 +63,13 @@ func parseConfig(file string, text []byte) (*document, error) {
 				d.Mirrors = append(d.Mirrors, r.mirror(m))
 			}
 		case "nat":
-			r.failf(e.at, "nat: not in this version of tapgate; leave it out (NAT stays the kernel's)")
+			d.NAT = r.nat(e)
 		case "policies":
-			r.failf(e.at, "policies: not in this version of tapgate; leave it out (what may pass is the kernel's firewall's to say)")
+			for _, p := range r.list(e, "a list of policies") {
+				d.Policies = append(d.Policies, r.policy(p))
+			}
 		default:
-			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "mirrors"}))
+			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "nat", "policies", "mirrors"}))
 		}
 	}
 	if len(r.errs) > 0 {
@@ -90,8 +92,10 @@ func (r *yamlReader) zone(e yamlEntry) loader.Zone {
 				r.failf(r.places[f.path], "unknown role %q%s", role, didYouMean(role, roles))
 			}
 			z.Role = loader.Role(role)
+		case "prefixes":
+			z.Prefixes = r.prefixes(f)
 		default:
-			r.failf(f.at, "unknown key %q in a zone%s", f.key, didYouMean(f.key, []string{"interfaces", "role"}))
+			r.failf(f.at, "unknown key %q in a zone%s", f.key, didYouMean(f.key, []string{"interfaces", "role", "prefixes"}))
 		}
 	}
 	if !hasRole {

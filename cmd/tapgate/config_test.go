@@ -99,22 +99,20 @@ func TestConfigErrors(t *testing.T) {
 		{"only comments", "# nothing\n", "f: empty; it needs at least zones:"},
 		{"only a byte order mark", "\ufeff", "f: empty; it needs at least zones:"},
 		{"a mistake after a byte order mark", "\ufeffzone: {}\n", `f:1:1: unknown key "zone"; did you mean "zones"?`},
-		{"not a mapping", "eth0\n", `f:1:1: expected zones: and mirrors:, got "eth0"`},
-		{"a list", "- eth0\n", "f:1:1: expected zones: and mirrors:, got a list"},
+		{"not a mapping", "eth0\n", `f:1:1: expected zones:, mirrors: and so on, got "eth0"`},
+		{"a list", "- eth0\n", "f:1:1: expected zones:, mirrors: and so on, got a list"},
 		{"bad syntax", "zones:\n  internal: {interfaces: [eth3}\n", "f:2:31: "},
 		{"tab", "zones:\n\tdmz: {}\n", "f:2:1: found character '\t' that cannot start any token"},
 		{"duplicate key", zone + zone, `f:3:1: mapping key "zones" already defined at [1:1]`},
 		{"duplicate zone", zone + "  internal: {interfaces: [eth4]}\n", `f:3:3: mapping key "internal" already defined at [2:3]`},
 		{"second document", zone + "---\n" + zone, "f:4:1: a second document: the configuration must be one"},
 		{"not UTF-8", "zones: \xff\n", "f: not UTF-8 text"},
-		{"too large", zone + strings.Repeat("#", maxConfig), "f: larger than 262144 bytes"},
+		{"too large", zone + strings.Repeat("#", maxConfig), "f: larger than 4194304 bytes"},
 		{"unknown key", "zone:\n  a: b\n", `f:1:1: unknown key "zone"; did you mean "zones"?`},
-		{"unknown far key", zone + "frobnicate: 1\n", `f:3:1: unknown key "frobnicate"; known: zones, mirrors`},
+		{"unknown far key", zone + "frobnicate: 1\n", `f:3:1: unknown key "frobnicate"; known: zones, nat, policies, mirrors`},
 		{"unknown zone key", "zones:\n  dmz: {interface: [eth2]}\n", `f:2:9: unknown key "interface" in a zone; did you mean "interfaces"?`},
 		{"unknown mirror key", "mirrors:\n  - name: a\n    target: []\n", `f:3:5: unknown key "target" in a mirror; did you mean "targets"?`},
 		{"unknown target key", "mirrors:\n  - {name: a, targets: [{vai: 192.0.2.1}]}\n", `f:2:26: unknown key "vai" in a target; did you mean "via"?`},
-		{"nat", zone + "nat:\n  max_flows: 5\n", "f:3:1: nat: not in this version of tapgate; leave it out (NAT stays the kernel's)"},
-		{"policies", zone + "policies: []\n", "f:3:1: policies: not in this version of tapgate; leave it out (what may pass is the kernel's firewall's to say)"},
 		{"later target", "mirrors: [{name: a, targets: [{vxlan: 192.0.2.1}]}]", "f:1:32: vxlan: not in this version of tapgate, which has via and l2"},
 		{"role", "zones:\n  app: {role: intern, interfaces: [eth3]}\n", `f:2:15: unknown role "intern"; did you mean "internal"?`},
 		{"no role", "zones:\n  app: {interfaces: [eth3]}\n", `f:2:3: zone "app": its name is not a role, so say which it has: role: external | internal | dmz | mgmt`},
@@ -219,6 +217,8 @@ mirrors:
 func FuzzConfig(f *testing.F) {
 	f.Add(exampleConfig)
 	f.Add("zones: {on: {role: dmz, interfaces: ['a b', \"\\t\", 0x10, -]}}\nmirrors: [{name: '', targets: [{via: fe80::1%e}]}]")
+	f.Add(natConfig)
+	f.Add("nat:\npolicies: [{from: a, to: b, action: drop}]")
 	f.Add("zones: &a {dmz: *a}\nmirrors: !!seq [*a]\n")
 	f.Add("a: &x *x\n? b\n: |\n c\n...\n--- >-\n d")
 	f.Fuzz(func(t *testing.T, text string) {

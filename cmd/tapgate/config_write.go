@@ -21,7 +21,20 @@ func formatConfig(cfg loader.Config) string {
 		if string(z.Role) != z.Name {
 			b.WriteString("role: " + scalar(string(z.Role)) + ", ")
 		}
-		b.WriteString("interfaces: " + scalars(z.Interfaces) + "}\n")
+		b.WriteString("interfaces: " + scalars(z.Interfaces))
+		if len(z.Prefixes) > 0 {
+			b.WriteString(", prefixes: " + scalars(prefixTexts(z.Prefixes)))
+		}
+		b.WriteString("}\n")
+	}
+	if cfg.NAT != nil {
+		b.WriteString(natYAML(*cfg.NAT))
+	}
+	if len(cfg.Policies) > 0 {
+		b.WriteString("policies:\n")
+	}
+	for _, p := range cfg.Policies {
+		b.WriteString("  - " + policyYAML(p) + "\n")
 	}
 	if len(cfg.Mirrors) > 0 {
 		b.WriteString("mirrors:\n")
@@ -49,7 +62,7 @@ func targetYAML(t loader.Target) string {
 }
 
 // plainScalar is text that YAML reads as itself, in a flow mapping as well.
-var plainScalar = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.-]*|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+)$`)
+var plainScalar = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.-]*|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+(/[0-9]+)?)$`)
 
 // yamlWords are plain text that some YAML reader takes for something else.
 var yamlWords = []string{"null", "true", "false", "yes", "no", "on", "off", "y", "n"}

@@ -31,6 +31,11 @@ const demoConfig = `zones:
   internal: {interfaces: [eth3]}
   dmz:      {interfaces: [eth2]}
   mgmt:     {interfaces: [eth4]}
+nat:
+  masquerade:
+    - {from: internal, to: external}
+  forwards:
+    - {name: rdp, in: external, proto: tcp, port: 3389, to: "192.168.3.2:3389"}
 mirrors:
   - name: ids
     zones: [internal]            # both directions
@@ -41,14 +46,17 @@ mirrors:
 func newDemoCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Build a gateway in network namespaces, tap it, show what the sensor sees",
-		Long: `Builds a gateway, a server, a host outside and a sensor in network namespaces,
-lets the kernel masquerade, puts an example configuration in force, pings the
-host outside from the server, shows what the sensor and the host outside saw,
-and takes everything down again. The machine's own networks are not touched.
+		Short: "Build a gateway in network namespaces, show what it does and what the sensor sees",
+		Long: `Builds a gateway, a server, a host outside and a sensor in network namespaces and
+puts an example configuration in force. The server pings the host outside, the
+host outside uses a forward to the server, the sensor tries to get out of its
+network. Shows what the sensor and the others saw, and the gateway's flows, and
+takes everything down again. Nothing of netfilter is used, and the machine's own
+networks are not touched.
 
 It succeeds only if the sensor saw every ping in both directions, with the
-server's own address and bit for bit as the server sent and received it.`,
+server's own address and bit for bit as the server sent and received it, if the
+forward worked, and if nothing of the sensor's came through.`,
 		Example: "  tapgate demo",
 		Args:    noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
@@ -100,7 +108,10 @@ func (e *env) demo(ctx context.Context, flags []string) error {
 		}
 		return err
 	}
-	return d.print("\nAll is taken down. The sensor saw each ping in both directions, as the server did, bit for bit.\n")
+	return d.print(`
+All is taken down. The sensor saw each ping in both directions, as the server did, bit for bit. The
+forward was reached from outside, and nothing of the sensor's came out of its network.
+`)
 }
 
 type demo struct {
@@ -114,9 +125,6 @@ type demo struct {
 func (d *demo) run(ctx context.Context) error {
 	l := d.lab
 	server, outside := l.Servers[0], l.Outside[0]
-	if err := l.Masquerade(); err != nil {
-		return err
-	}
 	var err error
 	if d.bpffs, err = l.MountBPFFS(); err != nil {
 		return err
@@ -125,7 +133,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := os.WriteFile(file, []byte(demoConfig), 0o600); err != nil {
 		return err
 	}
-	if err := d.print(`A gateway in network namespaces, which masquerades with the kernel's NAT:
+	if err := d.print(`A gateway in network namespaces, without any rules of netfilter:
 
   outside %-12s ---- eth0 gateway eth3 ---- server %s
                                     gateway eth2 ---- sensor %s
@@ -150,6 +158,18 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	if err := d.ping(ctx); err != nil {
+		return err
+	}
+	closed, err := d.forward(ctx)
+	if err != nil {
+		return err
+	}
+	err = d.show("flows") // while it is open
+	closed()
+	if err != nil {
+		return err
+	}
+	if err := d.escape(ctx); err != nil {
 		return err
 	}
 	if err := d.show("status"); err != nil {
@@ -272,13 +292,9 @@ func (d *demo) resolve(ctx context.Context) error {
 }
 
 func (d *demo) neighboursKnown() (bool, error) {
-	var out bytes.Buffer
-	if err := d.quiet(&out, "status", "--json"); err != nil {
+	status, err := d.status()
+	if err != nil {
 		return false, err
-	}
-	var status loader.Status
-	if err := json.Unmarshal(out.Bytes(), &status); err != nil {
-		return false, fmt.Errorf("demo: tapgate status --json: %w", err)
 	}
 	for _, m := range status.Mirrors {
 		for _, t := range m.Targets {
@@ -288,6 +304,18 @@ func (d *demo) neighboursKnown() (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// status is that of the demo's gateway.
+func (d *demo) status() (s loader.Status, err error) {
+	var out bytes.Buffer
+	if err := d.quiet(&out, "status", "--json"); err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(out.Bytes(), &s); err != nil {
+		return s, fmt.Errorf("demo: tapgate status --json: %w", err)
+	}
+	return s, nil
 }
 
 // show prints a command line of tapgate as a user would type it, and obeys it.

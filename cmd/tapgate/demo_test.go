@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -51,7 +52,10 @@ func TestDemo(t *testing.T) {
 		text := out.String()
 		_, text, _ = strings.Cut(text, "The sensor saw")
 		sensor, rest, _ := strings.Cut(text, "The host outside saw")
-		outside, rest, _ := strings.Cut(rest, "$ tapgate status")
+		outside, rest, _ := strings.Cut(rest, "The host outside connects")
+		forward, rest, _ := strings.Cut(rest, "$ tapgate flows")
+		flows, rest, _ := strings.Cut(rest, "The sensor pings")
+		escape, rest, _ := strings.Cut(rest, "$ tapgate status")
 		for _, c := range []struct {
 			where, text, want string
 			times             int
@@ -62,7 +66,16 @@ func TestDemo(t *testing.T) {
 			{"outside", outside, "IP 203.0.113.1 > 203.0.113.8: ICMP echo request", demoPings},
 			{"outside", outside, "IP 203.0.113.8 > 203.0.113.1: ICMP echo reply", demoPings},
 			{"outside", outside, "192.168.", 0},
+			{"forward", forward, " to 203.0.113.1:3389 and asks ", 1},
+			{"forward", forward, "192.168.3.2:3389 met 203.0.113.8:", 1},
+			{"flows", flows, "icmp 192.168.3.2:", 1},
+			{"flows", flows, " > 203.0.113.8 ", 1},
+			{"flows", flows, "tcp 192.168.3.2:3389 < 203.0.113.8:", 1},
+			{"flows", flows, "as 203.0.113.1:3389\n", 1},
+			{"flows", flows, "established", 1},
+			{"escape", escape, "None of it arrived: the gateway dropped ", 1},
 			{"counters", rest, "copied", 1},
+			{"end", rest, "ended 2 translated flows", 1},
 			{"counters", rest, map[string]string{"auto": "eth3", "clsact": "clsact"}[kind], 1},
 			{"end", rest, "$ tapgate detach", 1},
 		} {
@@ -87,11 +100,14 @@ func TestDemoUsage(t *testing.T) {
 	}
 }
 
-// deafBackend changes nothing and says all is well.
-type deafBackend struct{ backend }
+// deafBackend changes nothing and says all is well, or fails.
+type deafBackend struct {
+	backend
+	err error
+}
 
-func (deafBackend) Apply(loader.Options, loader.Config) (*loader.Result, error) {
-	return &loader.Result{}, nil
+func (b deafBackend) Apply(loader.Options, loader.Config) (*loader.Result, error) {
+	return &loader.Result{}, b.err
 }
 func (deafBackend) Detach(loader.Options) (*loader.Result, error)     { return &loader.Result{}, nil }
 func (deafBackend) Open(loader.Options, loader.Mode) (gateway, error) { return deafGateway{}, nil }
@@ -109,9 +125,12 @@ func TestDemoFailsWithoutCopies(t *testing.T) {
 	if exitCode(err) != exitFailed {
 		t.Fatalf("exit code %d: %v\n%s", exitCode(err), err, &out)
 	}
-	said := errorLines(err)
-	if len(said) != 2*demoPings || !strings.Contains(said[0], "the sensor did not see") {
-		t.Errorf("says: %q", said)
+	// Without a gateway that translates, nobody answers either.
+	said := strings.Join(errorLines(err), "\n")
+	for _, want := range []string{fmt.Sprintf("got 0 replies to %d pings", demoPings), "the sensor did not see, bit for bit: 192.168.3.2 > 203.0.113.8"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("%q is not in what it says:\n%s", want, said)
+		}
 	}
 	if left := demoLeftovers(t, os.Getpid()); left != nil {
 		t.Errorf("left behind: %v", left)
@@ -219,7 +238,10 @@ func demoStoppedAt(t *testing.T, text string) (*exec.Cmd, *bytes.Buffer) {
 }
 
 func TestDemoInterrupted(t *testing.T) {
-	points := []string{"A gateway in", "$ tapgate apply", "The server pings", "The sensor saw", "$ tapgate status", "$ tapgate detach"}
+	points := []string{
+		"A gateway in", "$ tapgate apply", "The server pings", "The sensor saw", "The host outside connects", "$ tapgate flows",
+		"The sensor pings", "$ tapgate status", "$ tapgate detach",
+	}
 	for i, at := range points {
 		cmd, talk := demoStoppedAt(t, at)
 		s := []os.Signal{syscall.SIGINT, syscall.SIGTERM}[i%2]
@@ -246,7 +268,7 @@ func TestDemoRemovesAKilledDemo(t *testing.T) {
 		t.Fatal("nothing left behind: the test tests nothing")
 	}
 	var talk bytes.Buffer
-	e := &env{stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &talk, backend: deafBackend{}}
+	e := &env{stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &talk, backend: deafBackend{err: errors.New("deaf")}}
 	_ = run(e, []string{"demo"}) // fails: the backend is deaf
 	if left := demoLeftovers(t, cmd.Process.Pid); left != nil {
 		t.Errorf("left behind: %v", left)

@@ -14,8 +14,11 @@ func newDetachCommand(e *env, g *globals) *cobra.Command {
 		Use:   "detach",
 		Short: "Take everything away",
 		Long: `Takes away every program, map and setting of tapgate in this network namespace.
-Nothing of others is touched. Where nothing is attached there is nothing to do,
-and that is no error, so that an interrupted detach can be run again.`,
+Nothing of others is touched. Flows that tapgate translates end, but for those
+that the host's own NAT goes on with.
+
+Where nothing is attached there is nothing to do, and that is no error, so that
+an interrupted detach can be run again.`,
 		Example: `  tapgate detach
   tapgate detach --netns gw`,
 		Args: noArgs,

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"log/slog"
+	"slices"
 	"strings"
 
 	"tapgate/loader"
@@ -21,6 +24,12 @@ type fake struct {
 	gatewayCfg *loader.Config
 	closed     int
 	calls      []string
+
+	flows       []loader.Flow
+	filters     []loader.FlowFilter // asked for, in order
+	query       loader.Query
+	explanation *loader.Explanation
+	follow      func(ctx context.Context, log *slog.Logger, reapply func() error) error
 }
 
 func (f *fake) Apply(opt loader.Options, cfg loader.Config) (*loader.Result, error) {
@@ -50,6 +59,15 @@ func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
 	return f.result, f.err
 }
 
+func (f *fake) Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error {
+	f.calls = append(f.calls, "follow")
+	f.opt = opt
+	if f.follow == nil {
+		return f.err
+	}
+	return f.follow(ctx, log, reapply)
+}
+
 type fakeGateway struct{ *fake }
 
 func (g fakeGateway) Source() string { return g.source }
@@ -66,6 +84,26 @@ func (g fakeGateway) Reduce(cfg loader.Config) (*loader.Result, error) {
 }
 
 func (g fakeGateway) Status() (*loader.Status, error) { return g.status, nil }
+
+// Flows gives those of the rule asked for, or all.
+func (g fakeGateway) Flows(filter loader.FlowFilter) ([]loader.Flow, error) {
+	g.calls = append(g.calls, "flows")
+	g.filters = append(g.filters, filter)
+	return slices.DeleteFunc(slices.Clone(g.flows), func(f loader.Flow) bool {
+		return filter.Rule != "" && (f.Rule != filter.Rule || f.Origin != filter.Origin)
+	}), nil
+}
+
+func (g fakeGateway) FlushFlows(filter loader.FlowFilter) (int, error) {
+	flows, err := g.Flows(filter)
+	g.calls[len(g.calls)-1] = "flush"
+	return len(flows), err
+}
+
+func (g fakeGateway) Explain(q loader.Query) (*loader.Explanation, error) {
+	g.query = q
+	return g.explanation, nil
+}
 
 func (g fakeGateway) Close() error {
 	g.closed++

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"tapgate/loader"
@@ -100,6 +101,38 @@ func exampleStatus() *loader.Status {
 	}
 }
 
+func exampleGateway() *loader.GatewayStatus {
+	return &loader.GatewayStatus{
+		Flows: 1200, Fresh: 34, Forwarded: 5, MaxFlows: 262144, MaxFresh: 131072, MaxPerHost: 26214, Bindings: 800, Hosts: 1,
+		Created: 123456, Expired: 122256, Refused: map[string]uint64{"full": 0, "host": 12, "ports": 3, "rate": 4}, Adopting: 599.7,
+		Outside: []loader.OutsideStatus{
+			{Interface: "eth0", Zone: "external", IPv4: "203.0.113.1", IPv6: "2001:db8:113::1"}, {Interface: "eth1", Zone: "external"},
+		},
+		Forwards: []loader.RuleStatus{
+			{Name: "rdp", Rule: "tcp 3389 of zone external to 192.168.3.3:3389", Flows: 7, Last: "2026-11-22T11:59:48Z"}, {Name: "web6"},
+		},
+		Masquerades: []loader.RuleStatus{{Name: "internal-external", Flows: 123000, Last: "2026-11-22T12:00:00Z"}, {Name: "pool"}},
+		Policies:    []loader.RuleStatus{{Name: "policy-1", Flows: 3, Last: "2026-11-20T11:00:00Z"}},
+	}
+}
+
+func exampleExplanation() *loader.Explanation {
+	return &loader.Explanation{
+		Proto: "tcp", Src: "192.168.3.2", Dst: "203.0.113.8:443",
+		From:       loader.ExplanationEnd{Zone: "internal", Role: loader.RoleInternal, Interface: "eth3"},
+		To:         &loader.ExplanationEnd{Zone: "external", Role: loader.RoleExternal, Interface: "eth0"},
+		Masquerade: &loader.ExplanationMasquerade{Name: "internal-external", Addresses: []string{"203.0.113.1"}, Ports: []string{"1024-32767", "61000-65535"}},
+		Way:        &loader.ExplanationWay{Interface: "eth0"},
+		Mirrors:    []loader.ExplanationMirror{{Name: "ids", Interface: "eth3", Direction: "ingress", Targets: []string{"via 192.168.4.2"}}},
+		Verdict:    "pass", Reason: "pass_allowed", Why: "internal to external is allowed",
+		Steps: []loader.ExplanationStep{
+			{Step: "from", Text: "zone internal (internal), by interface eth3"},
+			{Step: "masquerade", Text: "rule internal-external \x1b[1m: its source becomes 203.0.113.1, with a port of 1024-32767 or 61000-65535 that nobody has"},
+			{Step: "verdict", Text: "pass: internal to external is allowed"},
+		},
+	}
+}
+
 func exampleReport() *loader.Report {
 	return &loader.Report{
 		Kernel: "6.18.0",
@@ -118,6 +151,12 @@ func exampleReport() *loader.Report {
 }
 
 func TestGolden(t *testing.T) {
+	at, err := time.Parse(time.RFC3339, "2026-11-22T12:00:00Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = func() time.Time { return at }
+	defer func() { now = time.Now }()
 	for _, c := range []struct {
 		file string
 		args []string
@@ -128,11 +167,35 @@ func TestGolden(t *testing.T) {
 		{"status.prom", []string{"status", "--metrics"}},
 		{"mirrors.txt", []string{"mirror", "list"}},
 		{"mirrors.json", []string{"mirror", "list", "--json"}},
+		{"status-gateway.txt", []string{"status"}},
+		{"status-gateway-v.txt", []string{"status", "-v"}},
+		{"status-gateway.json", []string{"status", "--json"}},
+		{"forwards.txt", []string{"forward", "list"}},
+		{"forwards.json", []string{"forward", "list", "--json"}},
+		{"masquerades.txt", []string{"masquerade", "list"}},
+		{"masquerades.json", []string{"masquerade", "list", "--json"}},
+		{"policies.txt", []string{"policy", "list"}},
+		{"policies.json", []string{"policy", "list", "--json"}},
+		{"explain.txt", []string{"explain", "192.168.3.2", "203.0.113.8", "tcp", "443"}},
+		{"explain.json", []string{"explain", "192.168.3.2", "203.0.113.8", "tcp", "443", "--json"}},
+		{"flows.txt", []string{"flows"}},
+		{"flows.json", []string{"flows", "--json"}},
 		{"check.txt", []string{"check"}},
 		{"check-config.txt", []string{"check", "-f", "-"}},
+		{"check-gateway.txt", []string{"check", "-f", "-"}},
+		{"check-gateway.json", []string{"check", "-f", "-", "--json"}},
 		{"check.json", []string{"check", "--json"}},
 	} {
-		f := &fake{status: exampleStatus(), report: exampleReport()}
+		f := &fake{status: exampleStatus(), report: exampleReport(), flows: exampleFlows(), explanation: exampleExplanation(), source: natConfig}
+		if !strings.HasPrefix(c.file, "status") && !strings.HasPrefix(c.file, "mirror") || strings.Contains(c.file, "gateway") {
+			f.status.Gateway = exampleGateway()
+		}
+		if strings.HasPrefix(c.file, "check-gateway") {
+			f.report.Gateway = &loader.GatewayReport{
+				Outside: exampleGateway().Outside, Ports: []string{"1024-32767", "61000-65535"}, MaxFlows: 262144,
+				Sysctls: []string{"net.ipv4.ip_forward = 1", "net.ipv6.conf.all.forwarding = 1"},
+			}
+		}
 		got := call(f, smallConfig, c.args...)
 		if got.errs != "" || got.stderr != "" || f.opened != loader.ReadOnly {
 			t.Errorf("%v: %+v", c.args, got)
@@ -210,7 +273,7 @@ func TestVersion(t *testing.T) {
 		GoVersion: "go1.26.8", Main: debug.Module{Path: "tapgate", Version: "v0.1.0"},
 		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "abc"}, {Key: "vcs.time", Value: "2026-11-22T12:00:00Z"}, {Key: "vcs.modified", Value: "true"}},
 	})
-	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      1\n"
+	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      2\n"
 	if got := v.text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -224,7 +287,7 @@ func TestVersion(t *testing.T) {
 	if err != nil || strings.Contains(string(unknown), "modified") {
 		t.Errorf("without information on the revision: %s, %v", unknown, err)
 	}
-	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 1`) {
+	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 2`) {
 		t.Errorf("%+v", got)
 	}
 }

@@ -1,5 +1,5 @@
-// Tapgate makes a Linux gateway show a sensor every packet of its inner
-// networks. See "tapgate help".
+// Tapgate makes a Linux machine a gateway that shows a sensor every packet of its
+// inner networks. See "tapgate help".
 package main
 
 import (

@@ -1,11 +1,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"slices"
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"tapgate/loader"
@@ -92,11 +87,6 @@ func (f *mirrorFlags) target(cmd *cobra.Command) (*loader.Target, error) {
 	return &t, nil
 }
 
-const commentsLost = `
-The change is made in the running configuration, not in a file; the next
-"tapgate apply" of a file replaces it. Comments of an applied file are lost
-from the copy that the kernel keeps.`
-
 func newMirrorAddCommand(e *env, g *globals) *cobra.Command {
 	f := &mirrorFlags{}
 	cmd := &cobra.Command{
@@ -107,7 +97,7 @@ left out. Traffic and other copies go on.
 ` + commentsLost,
 		Example: `  tapgate mirror add ids --zone internal --via 192.168.4.2
   tapgate mirror add ids --l2 eth2 --mac 02:00:5e:00:53:01`,
-		Args: mirrorName,
+		Args: oneName("mirror"),
 		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
 			target, err := f.target(cmd)
 			if err != nil {
@@ -116,8 +106,9 @@ left out. Traffic and other copies go on.
 			if target == nil {
 				return usagef("no target: --via ADDR, or --l2 IF")
 			}
-			return e.edit(g, args[0], f.force, gateway.Apply, func(cfg *loader.Config) (string, error) {
-				return addMirror(cfg, args[0], f.zones, *target)
+			return e.edit(g, &edit{
+				force: f.force, put: gateway.Apply, place: mirrorPlace(args[0]),
+				alter: func(cfg *loader.Config) (string, error) { return addMirror(cfg, args[0], f.zones, *target) },
 			})
 		}),
 	}
@@ -139,94 +130,20 @@ counts as deleted. The last target of a mirror goes with the mirror only.
 ` + commentsLost,
 		Example: `  tapgate mirror del ids --via 192.168.4.2
   tapgate mirror del ids`,
-		Args:              mirrorName,
-		ValidArgsFunction: e.completeMirror(g),
+		Args:              oneName("mirror"),
+		ValidArgsFunction: e.completeName(g, mirrorNames),
 		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
 			target, err := f.target(cmd)
 			if err != nil {
 				return err
 			}
-			// It must work also where what is in force could not be applied any more.
-			return e.edit(g, args[0], false, gateway.Reduce, func(cfg *loader.Config) (string, error) {
-				return delMirror(cfg, args[0], target)
+			return e.edit(g, &edit{
+				put: gateway.Reduce, place: mirrorPlace(args[0]),
+				alter: func(cfg *loader.Config) (string, error) { return delMirror(cfg, args[0], target) },
 			})
 		}),
 	}
 	f.addTarget(cmd)
 	cmd.Flags().SortFlags = false
 	return cmd
-}
-
-func mirrorName(_ *cobra.Command, args []string) error {
-	switch {
-	case len(args) == 0, args[0] == "":
-		return usagef("which mirror? Its NAME is missing")
-	case len(args) == 1:
-		return nil
-	default:
-		return usagef("one NAME at a time, got %s", strings.Join(args, " "))
-	}
-}
-
-// edit changes the mirror called name in the running configuration: alter makes
-// the new one, and put puts it in force. alter gives a note, and nothing is
-// done, where all is as asked already.
-func (e *env) edit(g *globals, name string, force bool, put func(gateway, loader.Config) (*loader.Result, error),
-	alter func(*loader.Config) (note string, err error),
-) (err error) {
-	opt, err := g.options(force)
-	if err != nil {
-		return err
-	}
-	gw, err := e.loader().Open(opt, loader.ReadWrite)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, gw.Close()) }()
-
-	doc, err := parseConfig("applied configuration", []byte(gw.Source()))
-	if err != nil {
-		// Not the fault of this command line, so not a usage error.
-		return fmt.Errorf("cannot be changed, only replaced with tapgate apply -f FILE: %v", err)
-	}
-	cfg := doc.Config
-	note, err := alter(&cfg)
-	if err != nil {
-		return err
-	}
-	if note != "" {
-		e.say("already so: %s", note)
-		return nil
-	}
-	cfg.Source = formatConfig(cfg)
-	return locate(e.change(func() (*loader.Result, error) { return put(gw, cfg) }), mirrorPlace(cfg, name))
-}
-
-// mirrorPlace names what a path into the changed configuration came from: the
-// flags for the mirror and target just added, else what was applied before.
-func mirrorPlace(cfg loader.Config, name string) func(path string) string {
-	i := slices.IndexFunc(cfg.Mirrors, func(m loader.Mirror) bool { return m.Name == name })
-	if i < 0 {
-		return func(path string) string { return "applied configuration: " + path }
-	}
-	mirror := fmt.Sprintf("mirrors[%d]", i)
-	target := fmt.Sprintf("%s.targets[%d]", mirror, len(cfg.Mirrors[i].Targets)-1)
-	return func(path string) string {
-		switch {
-		case path == target+".mac":
-			return "--mac"
-		case strings.HasPrefix(path, target) && cfg.Mirrors[i].Targets[len(cfg.Mirrors[i].Targets)-1].Via.IsValid():
-			return "--via"
-		case strings.HasPrefix(path, target):
-			return "--l2"
-		case strings.HasPrefix(path, mirror+".zones"):
-			return "--zone"
-		case path == mirror+".name", path == mirror+".targets":
-			return "" // these messages name the mirror themselves
-		case path == mirror:
-			return "mirror " + name
-		default:
-			return "applied configuration: " + path
-		}
-	}
 }

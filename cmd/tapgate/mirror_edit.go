@@ -82,6 +82,44 @@ func sameSet(a, b []string) bool {
 	return slices.Equal(sorted(a), sorted(b))
 }
 
+func mirrorNames(cfg loader.Config) []string {
+	names := make([]string, len(cfg.Mirrors))
+	for i, m := range cfg.Mirrors {
+		names[i] = m.Name
+	}
+	return names
+}
+
+// mirrorPlace names what a path into the changed configuration came from: the
+// flags for the mirror and target just added, else what was applied before.
+func mirrorPlace(name string) func(cfg loader.Config, path string) string {
+	return func(cfg loader.Config, path string) string {
+		i := slices.IndexFunc(cfg.Mirrors, func(m loader.Mirror) bool { return m.Name == name })
+		if i < 0 {
+			return appliedPlace(path)
+		}
+		last := len(cfg.Mirrors[i].Targets) - 1
+		mirror := fmt.Sprintf("mirrors[%d]", i)
+		target := fmt.Sprintf("%s.targets[%d]", mirror, last)
+		switch {
+		case path == target+".mac":
+			return "--mac"
+		case strings.HasPrefix(path, target) && cfg.Mirrors[i].Targets[last].Via.IsValid():
+			return "--via"
+		case strings.HasPrefix(path, target):
+			return "--l2"
+		case strings.HasPrefix(path, mirror+".zones"):
+			return "--zone"
+		case path == mirror+".name", path == mirror+".targets":
+			return "" // these messages name the mirror themselves
+		case path == mirror:
+			return "mirror " + name
+		default:
+			return appliedPlace(path)
+		}
+	}
+}
+
 func zoneNames(cfg loader.Config) []string {
 	names := make([]string, len(cfg.Zones))
 	for i, z := range cfg.Zones {

@@ -28,10 +28,12 @@ func newRootCommand(e *env, started *bool) *cobra.Command {
 	g := &globals{}
 	root := &cobra.Command{
 		Use:   "tapgate",
-		Short: "Show a sensor every packet that passes this gateway",
+		Short: "A gateway that shows a sensor every packet that passes it",
 		Long: `tapgate copies every packet of a gateway's internal interfaces, both directions
-and with inside addresses, to a sensor behind a dmz interface. It needs no
-daemon: the programs and all state are in the kernel.
+and with inside addresses, to a sensor behind a dmz interface. With nat: or
+policies: in the configuration it is the gateway itself: it judges what passes
+between zones, translates addresses and forwards ports. It needs no daemon: the
+programs and all state are in the kernel.
 
 A configuration file says what shall be; "tapgate apply -f FILE" puts it in
 force, "tapgate status" shows it, "tapgate detach" takes everything away.
@@ -40,6 +42,7 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 3 not attached, 4 another tapgate is at work.`,
 		Example: `  tapgate demo
   tapgate attach --internal eth3 --dmz eth2 --sensor 192.168.4.2
+  tapgate apply -f /etc/tapgate/tapgate.yaml
   tapgate status`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -59,12 +62,18 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 	_ = root.RegisterFlagCompletionFunc("netns", completeNetns)
 
 	root.AddCommand(
+		newAgentCommand(e, g),
 		newApplyCommand(e, g),
 		newAttachCommand(e, g),
 		newCheckCommand(e, g),
 		newDemoCommand(e),
 		newDetachCommand(e, g),
+		newExplainCommand(e, g),
+		newFlowsCommand(e, g),
+		newForwardCommand(e, g),
+		newMasqueradeCommand(e, g),
 		newMirrorCommand(e, g),
+		newPolicyCommand(e, g),
 		newStatusCommand(e, g),
 		newVersionCommand(e),
 	)
@@ -159,6 +168,11 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	hint := "; see " + cmd.CommandPath() + " --help"
 	if f := cmd.Flags().Lookup("file"); f != nil && !f.Changed {
 		hint = "; did you mean -f " + args[0] + "?"
+	}
+	for _, sub := range cmd.Commands() {
+		if distance(args[0], sub.Name()) < 3 {
+			hint = fmt.Sprintf("; did you mean %q?", sub.Name())
+		}
 	}
 	name := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 	return usagef("%s takes no arguments, only flags; got %q%s", name, args[0], hint)

@@ -106,8 +106,12 @@ func TestExitCodes(t *testing.T) {
 		{errors.Join(errors.New("other"), fmt.Errorf("%w: pid 7", loader.ErrBusy)), exitBusy},
 		{&loader.ConfigError{Path: "zones", Err: "bad"}, exitUsage},
 	} {
-		f := &fake{err: c.err, applyErr: c.err, status: &loader.Status{}, report: &loader.Report{}, source: smallConfig, result: done}
-		for _, args := range []string{"status", "mirror list", "check", "mirror add ids --l2 eth2", "mirror del ids", "apply -f -"} {
+		f := &fake{
+			err: c.err, applyErr: c.err, status: &loader.Status{}, report: &loader.Report{}, source: smallConfig, result: done,
+			explanation: &loader.Explanation{},
+		}
+		for _, args := range []string{"status", "mirror list", "check", "mirror add ids --l2 eth2", "mirror del ids", "apply -f -",
+			"forward list", "masquerade add --from internal --to dmz", "policy list", "flows", "flows flush --all", "explain 192.0.2.1 192.0.2.2 icmp"} {
 			if got := call(f, smallConfig, strings.Fields(args)...); got.code != c.code {
 				t.Errorf("%s with %v: exit %d, want %d", args, c.err, got.code, c.code)
 			}
@@ -119,6 +123,8 @@ func TestNeedsRoot(t *testing.T) {
 	for _, args := range []string{
 		"status", "apply", "apply -f /nope", "attach", "detach", "check -f /nope",
 		"mirror list", "mirror add x --via 192.0.2.1", "mirror del x", "status --netns /nope",
+		"forward list", "forward add x", "forward del x", "masquerade list", "masquerade add", "masquerade del x", "policy list",
+		"flows", "flows flush", "explain 192.0.2.1 192.0.2.2 icmp", "agent",
 	} {
 		f := &fake{}
 		e := &env{
@@ -364,10 +370,14 @@ func TestOutputFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	for _, args := range []string{"status", "status --json", "mirror list --json", "check", "version", "completion bash", "apply -f -"} {
+	for _, args := range []string{"status", "status --json", "mirror list --json", "check", "version", "completion bash", "apply -f -", "flows",
+		"flows --json", "flows flush --all", "forward list --json", "policy list --json", "explain 192.0.2.1 192.0.2.2 icmp --json"} {
 		e := &env{
 			stdin: strings.NewReader(smallConfig), stdout: full, stderr: &bytes.Buffer{},
-			backend:     &fake{status: &loader.Status{}, report: &loader.Report{}, result: done},
+			backend: &fake{
+				status: &loader.Status{}, report: &loader.Report{}, result: done, source: smallConfig,
+				flows: []loader.Flow{{}}, explanation: &loader.Explanation{},
+			},
 			missingCaps: func() []string { return nil },
 		}
 		if err := run(e, strings.Fields(args)); exitCode(err) != exitFailed {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,11 +19,12 @@ func newStatusCommand(e *env, g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is attached, what was copied and what is wrong",
-		Long: `Shows interfaces, mirrors, the links to sensors and problems. For each mirror and
-target, matched = copied + skipped. Copied means handed to the sensor's link;
-what the link refused or dropped after that stands beside it.
+		Long: `Shows interfaces, the gateway, mirrors, the links to sensors and problems. For
+each mirror and target, matched = copied + skipped. Copied means handed to the
+sensor's link; what the link refused or dropped after that stands beside it.
 
-With -v also per direction and why packets went as they did. --metrics prints the
+With -v also per direction, why packets went as they did, and how many flows each
+rule decided on. --metrics prints the
 counters as Prometheus reads them, as for node_exporter's textfile collector.`,
 		Example: `  tapgate status
   tapgate status --metrics >/var/lib/node_exporter/tapgate.prom
@@ -69,16 +69,11 @@ func (e *env) writeMetrics(s *loader.Status) error {
 
 // status reads the gateway's status. Lists are never nil, so that JSON has [].
 func (e *env) status(g *globals) (s *loader.Status, err error) {
-	opt, err := g.options(false)
+	err = e.read(g, func(gw gateway) error {
+		s, err = gw.Status()
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	gw, err := e.loader().Open(opt, loader.ReadOnly)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, gw.Close()) }()
-	if s, err = gw.Status(); err != nil {
 		return nil, err
 	}
 	s.Members = orEmpty(s.Members)
@@ -105,7 +100,7 @@ func statusText(s *loader.Status, verbose bool) string {
 	if verbose {
 		parts = append(parts, reasonTable(s.Members))
 	}
-	parts = append(parts, mirrorTable(s.Mirrors, verbose), skipTable(s.Mirrors), linkTable(s.Links), neighbourTable(s.Mirrors))
+	parts = append(parts, gatewayText(s.Gateway, verbose), mirrorTable(s.Mirrors, verbose), skipTable(s.Mirrors), linkTable(s.Links), neighbourTable(s.Mirrors))
 	return joinParts(append(parts, bullets("problems", s.Problems)))
 }
 
