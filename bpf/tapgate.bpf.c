@@ -21,7 +21,6 @@
 #include "maps_gate.h"
 #include "order.h"
 #include "reassembly.h"
-#include "reassembly.h"
 #include "skb.h"
 #include "tap.h"
 #include "verdict.h"
@@ -43,6 +42,8 @@ static __always_inline int tg_gate_in(struct __sk_buff *skb, const struct tg_mem
 	g->copied = m->role != TG_ROLE_EXTERNAL && m->ncopies > 0;
 	if (tg_facts(skb))
 		return TG_DROP_ERROR;
+	if (g->tagged)
+		return TG_PASS_TO_HOST;
 	if (m->role == TG_ROLE_EXTERNAL)
 		return tg_gate_external_in(skb);
 	if (m->role == TG_ROLE_INTERNAL)
@@ -62,6 +63,8 @@ static __always_inline int tg_gate_out(struct __sk_buff *skb, const struct tg_me
 	tg_gate_ends(g, gen, skb->ingress_ifindex, skb->ifindex, m);
 	if (tg_facts(skb))
 		return TG_DROP_ERROR;
+	if (g->tagged)
+		return TG_PASS_TO_HOST;
 	if (m->role != TG_ROLE_EXTERNAL)
 		return tg_gate_inside_out(skb);
 	reason = tg_gate_external_out(skb);

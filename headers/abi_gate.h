@@ -161,7 +161,7 @@ enum tg_half {
 };
 
 enum tg_life {
-	TG_LIFE_NEW = 0, /* being made: absent for packets */
+	TG_LIFE_NEW = 0, /* being made: as good as live */
 	TG_LIFE_LIVE,
 	TG_LIFE_DYING,	 /* expired; a packet brings it back */
 	TG_LIFE_FLUSHED, /* by order: absent for packets, taken for claims */
@@ -182,6 +182,13 @@ enum tg_origin {
 #define TG_SAW_FIN 2
 #define TG_SAW_RST 4
 #define TG_SAW_ACK 8 /* without SYN */
+
+/* Whether a flow has a place in the table, and at whose account. */
+enum tg_counted {
+	TG_COUNTED_NOT = 0, /* it has left its place */
+	TG_COUNTED_OWN,
+	TG_COUNTED_SHARED, /* that of hosts for which there was no account: address 0 */
+};
 
 #define TG_FLOW_INITIATOR 1u /* this half's sender began */
 #define TG_FLOW_LEFT 2u	     /* seen to leave on the other side */
@@ -207,7 +214,7 @@ struct tg_session {
 	__u8 bound;    /* 1: has a binding and a permitted remote */
 	__u32 ifindex; /* of the interface that this half's packets came in by */
 	__u8 fresh;    /* anchor: counted as never answered */
-	__u8 counted;  /* anchor: counted at its host's account */
+	__u8 counted;  /* anchor: enum tg_counted */
 	__u8 pad[6];
 	__u64 way[4]; /* for the fast path: MACs, interface, MTU, when looked up */
 	__u64 since;  /* anchor: boot time of the last change of life */

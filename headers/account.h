@@ -16,6 +16,13 @@ static __always_inline struct tg_table_state *tg_whole_table(void)
 	return bpf_map_lookup_elem(&tg_table, &zero);
 }
 
+/* Flows that the outside began have shares of their own: they are not the inside
+ * host's doing. */
+static __always_inline int tg_from_outside(__u32 origin)
+{
+	return origin == TG_ORIGIN_FORWARD || origin == TG_ORIGIN_EIF;
+}
+
 /* The account of the inside host in g->host_key, made if need be. Where there is
  * no room for it, hosts share that of the address ::. */
 static __always_inline struct tg_host *tg_host_of(struct tg_gate *g)

@@ -23,8 +23,8 @@
 #define TG_ANSWER_RATE 100 /* a second, for the whole gateway */
 #define TG_ANSWER_BURST 50
 
-/* In cb[TG_CB_TASK] of an answer on its way. The stack clears it, so a packet that
- * came through there does not have it. */
+/* In cb[TG_CB_TASK] of an answer on its way, whose tc_index is 0: that of a packet
+ * which came in by an interface of ours and through the stack is not. */
 #define TG_ANSWER_MAGIC 0x616e7377u /* "answ" */
 
 #define TG_ANSWER_TTL 64
@@ -60,7 +60,7 @@ struct tg_icmp {
  * though it came in by an interface. */
 static __always_inline int tg_is_answer(const struct __sk_buff *skb)
 {
-	return skb->cb[TG_CB_TASK] == TG_ANSWER_MAGIC;
+	return skb->cb[TG_CB_TASK] == TG_ANSWER_MAGIC && !skb->tc_index;
 }
 
 /* Never about errors, to nobody in particular or to many (RFC 1122 3.2.2). */

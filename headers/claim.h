@@ -196,8 +196,8 @@ static __always_inline void tg_set_range(struct tg_gate *g)
 	g->range_lo[1] = 0;
 	g->range_n[1] = 0;
 	if (g->kind == TG_KIND_QUERY) { /* ids have no classes */
-		g->range_lo[0] = 0;
-		g->range_n[0] = 65536;
+		g->range_lo[0] = 1;	/* 0 is what messages without an id have */
+		g->range_n[0] = 65535;
 	} else if (port < 1024) {
 		g->range_lo[0] = 1;
 		g->range_n[0] = 1023;
@@ -296,7 +296,7 @@ static __always_inline void tg_unclaim(struct tg_gate *g)
 		return;
 	}
 	__builtin_memcpy(&g->turn_endpoint, &g->endpoint2, sizeof(g->turn_endpoint));
-	tg_release_binding(g);
+	tg_release_binding(g, 1);
 }
 
 #endif

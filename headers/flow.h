@@ -43,6 +43,9 @@ tg_timer_of(const struct tg_session *in, const struct tg_session *out, __u8 prot
 {
 	__u64 last = tg_later_of(in->last, out->last), reset;
 
+	/* RFC 7857 4: where everybody may send in, only the inside keeps it. */
+	if (in->origin == TG_ORIGIN_EIF)
+		last = in->last ? in->last : in->created;
 	*since = last;
 	if (!((in->flags | out->flags) & TG_FLOW_LEFT))
 		return TG_TIMER_PROVISIONAL;
@@ -59,9 +62,6 @@ tg_timer_of(const struct tg_session *in, const struct tg_session *out, __u8 prot
 						   : TG_TIMER_TCP_OPENING;
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
-		/* RFC 4787 REQ-6: where everybody may send in, only the inside keeps it. */
-		if (in->origin == TG_ORIGIN_EIF)
-			*since = in->last ? in->last : in->created;
 		return tg_answered(in, out, proto) ? TG_TIMER_UDP : TG_TIMER_UDP_UNANSWERED;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -115,7 +115,7 @@ enum tg_found {
 	TG_TAKEN, /* its flow has been flushed: nobody's for a second */
 };
 
-/* No flow expires earlier than that, with any timers. */
+/* No flow whose outside half was used so lately has expired, with any timers. */
 #define TG_SURELY_ALIVE 1000000000ULL
 
 /* A flow that nobody has retired yet is at its end all the same: from outside nobody
@@ -125,9 +125,10 @@ static __always_inline int tg_over(const struct tg_gate *g, const struct tg_sess
 	const struct tg_setting *set;
 	const struct tg_session *in;
 
-	if (h->half != TG_HALF_OUTSIDE || g->now < h->last + TG_SURELY_ALIVE)
+	if (h->half != TG_HALF_OUTSIDE)
 		return 0;
-	if (h->flags & TG_FLOW_INITIATOR && h->origin != TG_ORIGIN_EIF)
+	if (h->origin != TG_ORIGIN_EIF &&
+	    (h->flags & TG_FLOW_INITIATOR || g->now < h->last + TG_SURELY_ALIVE))
 		return 0;
 	in = bpf_map_lookup_elem(&tg_sessions, &h->other);
 	set = tg_setting_of(g->generation);
@@ -141,6 +142,10 @@ __noinline int tg_find_flow(void)
 	struct tg_session *h;
 
 	if (!g)
+		return TG_ABSENT;
+	/* ICMP without an id: redirects and the like belong to no flow. */
+	if (g->kind == TG_KIND_OTHER &&
+	    (g->tuple.proto == IPPROTO_ICMP || g->tuple.proto == IPPROTO_ICMPV6))
 		return TG_ABSENT;
 	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
 	if (!h)
@@ -161,7 +166,11 @@ static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
 {
 	struct tg_session *other = bpf_map_lookup_elem(&tg_sessions, &h->other);
 
-	if (!other || !((h->tcp & other->tcp & TG_SAW_FIN) || (h->tcp | other->tcp) & TG_SAW_RST))
+	if (!other)
+		return;
+	/* An RST counts as long as no data has come behind it. */
+	if (!(h->tcp & other->tcp & TG_SAW_FIN) &&
+	    tg_later_of(h->reset, other->reset) <= tg_later_of(h->last, other->last))
 		return;
 	h->tcp = 0;
 	h->reset = 0;
@@ -180,7 +189,8 @@ static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g
 	if (flags & TG_TCP_RST) {
 		/* RFC 7857 2.2, and an RST that answers must not refresh. */
 		h->tcp |= TG_SAW_RST;
-		h->reset = g->now;
+		if (h->reset <= h->last) /* the first of several */
+			h->reset = g->now;
 		return;
 	}
 	if ((flags & (TG_TCP_SYN | TG_TCP_ACK)) == TG_TCP_SYN)

@@ -35,8 +35,9 @@ struct tg_fragment_key {
 	__u8 dst[16];
 	__u32 id; /* host order */
 	__u32 ifindex;
-	__u8 proto; /* 0 for IPv6 */
-	__u8 pad[3];
+	__u8 proto;  /* 0 for IPv6 */
+	__u8 inward; /* 1: seen at ingress */
+	__u8 pad[2];
 };
 
 struct tg_fragment {
@@ -115,9 +116,9 @@ static __always_inline void tg_fragment_key_of(struct tg_fragment_scratch *f,
 	f->key.id = g->frag_id;
 	f->key.ifindex = ifindex;
 	f->key.proto = g->family == 4 ? g->tuple.proto : 0;
+	f->key.inward = ifindex == g->ifindex_in;
 	f->key.pad[0] = 0;
 	f->key.pad[1] = 0;
-	f->key.pad[2] = 0;
 }
 
 /* What is known of the datagram of f->key. The element may be given to another

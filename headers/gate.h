@@ -13,7 +13,6 @@
 #include "maps_gate.h"
 #include "open.h"
 #include "reassembly.h"
-#include "reassembly.h"
 #include "rewrite.h"
 #include "zone.h"
 
@@ -126,6 +125,19 @@ static __always_inline enum tg_reason tg_take_packet(struct __sk_buff *skb, stru
 		tg_clamp(skb, g);
 	if (g->changed && tg_rewrite(skb) < 0)
 		return TG_DROP_ERROR;
+	return reason;
+}
+
+/* Judges the packet as if it went straight to that inside endpoint. */
+static __always_inline int tg_judge_towards(struct tg_gate *g, const __u8 *addr, __be16 port)
+{
+	int reason;
+
+	tg_set_tuple(&g->to, &g->tuple);
+	tg_copy_addr(g->tuple.dst, addr);
+	g->tuple.dport = port;
+	reason = tg_judge();
+	tg_set_tuple(&g->tuple, &g->to);
 	return reason;
 }
 

@@ -16,6 +16,21 @@ static __always_inline int tg_keeps_ports(const struct tg_gate *g)
 	return g->kind == TG_KIND_OTHER || g->tuple.proto == IPPROTO_SCTP;
 }
 
+/* Peers that the gateway itself speaks to in a protocol without ports: its own
+ * tunnels (ESP, GRE, 6in4). An inside host must not get their packets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct tg_tuple);
+	__type(value, __u64);
+} tg_own_peers SEC(".maps");
+
+static __always_inline void tg_note_own(struct tg_gate *g)
+{
+	if (!bpf_map_lookup_elem(&tg_own_peers, &g->tuple))
+		bpf_map_update_elem(&tg_own_peers, &g->tuple, &g->now, BPF_ANY);
+}
+
 /* The keys of a new flow from inside, g->tuple being the inside half's. Returns 0
  * or why there is none. */
 static __always_inline int tg_lay_out(struct __sk_buff *skb, struct tg_gate *g)
@@ -36,6 +51,10 @@ static __always_inline int tg_lay_out(struct __sk_buff *skb, struct tg_gate *g)
 		tg_endpoint_of(&g->endpoint, g->tuple.src, g->tuple.sport, g->tuple.proto,
 			       TG_HALF_INSIDE, g->to_zone);
 		if (!tg_pick_address(g))
+			return TG_DROP_NO_PORT;
+		tg_set_tuple(&g->to, &g->tuple);
+		tg_copy_addr(g->to.src, g->endpoint2.addr);
+		if (bpf_map_lookup_elem(&tg_own_peers, &g->to))
 			return TG_DROP_NO_PORT;
 	} else {
 		why = tg_claim(skb);
@@ -133,15 +152,22 @@ __noinline int tg_gate_external_out(struct __sk_buff *skb)
 	default:
 		break;
 	}
-	if (own)
-		return TG_PASS_TO_HOST;
 	found = tg_find_flow();
+	if (own && found != TG_FOUND && tg_keeps_ports(g))
+		tg_note_own(g);
+	/* The host's firewall refuses in the name of an inside host (tcp reset). */
+	if (own)
+		return found == TG_FOUND && g->changed ? tg_take_packet(skb, g, TG_PASS_FLOW)
+						       : TG_PASS_TO_HOST;
 	if (found == TG_TAKEN)
 		return TG_DROP_BUSY;
 	if (found == TG_FOUND)
 		return tg_take_packet(skb, g, TG_PASS_FLOW);
-	if (tg_translated_by_host(g))
-		return TG_PASS_TO_HOST;
+	if (tg_translated_by_host(g)) {
+		/* Sources of internal zones are checked where they come in. */
+		reason = g->from_role == TG_ROLE_INTERNAL ? TG_PASS_ALLOWED : tg_judge();
+		return reason == TG_PASS_ALLOWED ? TG_PASS_TO_HOST : reason;
+	}
 	reason = tg_begin_out(skb);
 	if (reason != TG_PASS_NEW_FLOW && reason != TG_PASS_FLOW)
 		return reason;
@@ -223,6 +249,11 @@ __noinline int tg_begin_in(struct __sk_buff *skb)
 			return TG_DROP_RATE;
 		}
 		tg_lay_forward(g);
+		/* It opens what the zones close, but not what a policy does. */
+		g->to_zone = g->rule.zone;
+		g->to_role = TG_ROLE_INTERNAL;
+		if (tg_judge_towards(g, g->key.src, g->key.sport) == TG_DROP_POLICY)
+			return TG_DROP_POLICY;
 		tg_hit(g->rule.number);
 	} else {
 		mapped = tg_lay_mapped(skb, g);

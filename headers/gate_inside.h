@@ -61,7 +61,8 @@ __noinline int tg_gate_inside_out(struct __sk_buff *skb)
 		return TG_DROP_MALFORMED;
 	/* Translated on its way in. Not by whether its flow is known: so would be that
 	 * of a packet which was sent to the inside address, past the translation. */
-	if (skb->tc_index == TG_TAG_ADMITTED) {
+	if (skb->tc_index == TG_TAG_ADMITTED &&
+	    (g->from_role == TG_ROLE_EXTERNAL || g->from_role == TG_ROLE_INTERNAL)) {
 		if (g->kind == TG_KIND_LATER)
 			return TG_PASS_FRAGMENT;
 		if (g->kind == TG_KIND_ERROR)

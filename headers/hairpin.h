@@ -9,16 +9,51 @@
 #define TG_HAIRPIN_H
 
 #include <linux/pkt_cls.h>
+#include "answer.h"
 #include "gate.h"
 #include "gate_external.h"
 #include "rules.h"
 
-#define TG_AF_INET 2
-#define TG_AF_INET6 10
+/* Where the kernel would send a packet for that inside address; 0: nowhere. */
+static __always_inline __u32 tg_way_to(struct __sk_buff *skb, const struct tg_gate *g,
+				       const __u8 *src, const __u8 *dst)
+{
+	struct bpf_fib_lookup fib = {};
+	long rc;
 
-/* The inside host that the packet is for, into g->key2.src and sport: by a forward
- * or by a mapping. 0: there is none. Filtering is not asked: internal hosts may
- * reach each other. */
+	fib.ifindex = skb->ifindex;
+	if (g->family == 4) {
+		fib.family = TG_FAMILY_IPV4;
+		fib.ipv4_src = *(const __u32 *)(src + 12);
+		fib.ipv4_dst = *(const __u32 *)(dst + 12);
+	} else {
+		fib.family = TG_FAMILY_IPV6;
+		tg_copy_addr((__u8 *)fib.ipv6_src, src);
+		tg_copy_addr((__u8 *)fib.ipv6_dst, dst);
+	}
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return rc == BPF_FIB_LKUP_RET_SUCCESS || rc == BPF_FIB_LKUP_RET_NO_NEIGH ? fib.ifindex : 0;
+}
+
+/* Whether zones and policies let the packet go straight to the host in g->key2: the
+ * way by the outside address opens nothing that they close. */
+__noinline int tg_judge_hairpin(struct __sk_buff *skb)
+{
+	struct tg_gate *g = tg_own_gate();
+	const struct tg_member *to;
+
+	if (!g)
+		return TG_DROP_ERROR;
+	to = tg_member(g->generation, tg_way_to(skb, g, g->tuple.src, g->key2.src));
+	if (!to)
+		return TG_DROP_ZONE;
+	g->to_zone = to->zone;
+	g->to_role = to->role;
+	return tg_judge_towards(g, g->key2.src, g->key2.sport);
+}
+
+/* The inside host that the packet is for, into g->key2.src and sport: 1 by a forward,
+ * 2 by a mapping, whose filtering is not asked between inside hosts. 0: there is none. */
 static __always_inline int tg_hairpin_target(struct tg_gate *g, __u32 zone)
 {
 	struct tg_binding *b;
@@ -37,7 +72,7 @@ static __always_inline int tg_hairpin_target(struct tg_gate *g, __u32 zone)
 		return 0;
 	tg_copy_addr(g->key2.src, b->other.addr);
 	g->key2.sport = b->other.port;
-	return tg_same_endpoint(&b->self, &g->endpoint2);
+	return tg_same_endpoint(&b->self, &g->endpoint2) ? 2 : 0;
 }
 
 /* The first packet of a hairpin. Its sender gets its outside endpoint, which is
@@ -45,17 +80,22 @@ static __always_inline int tg_hairpin_target(struct tg_gate *g, __u32 zone)
 __noinline int tg_begin_hairpin(struct __sk_buff *skb, __u32 ifindex, __u32 zone)
 {
 	struct tg_gate *g = tg_own_gate();
+	int reason, target;
 	__u32 inside;
-	int reason;
 
 	if (!g)
 		return TG_DROP_ERROR;
 	inside = g->from_zone;
-	if (!tg_may_begin(g, 0))
+	if (tg_keeps_ports(g) || !tg_may_begin(g, 0))
 		return TG_PASS_TO_HOST;
-	if (!tg_hairpin_target(g, zone))
-		return TG_PASS_TO_HOST;
+	target = tg_hairpin_target(g, zone);
 	g->from_zone = inside;
+	if (!target)
+		return TG_PASS_TO_HOST;
+	/* A forward opens what the zones close, but not what a policy does. */
+	reason = tg_judge_hairpin(skb);
+	if (reason != TG_PASS_ALLOWED && (target == 2 || reason == TG_DROP_POLICY))
+		return reason;
 	g->to_zone = zone;
 	g->ifindex_out = ifindex;
 	if (!tg_find_masquerade())
@@ -110,28 +150,16 @@ static __always_inline int tg_lower_ttl(struct __sk_buff *skb, const struct tg_g
 __noinline int tg_turn_back(struct __sk_buff *skb)
 {
 	struct tg_gate *g = tg_own_gate();
-	struct bpf_fib_lookup fib = {};
-	long rc;
+	__u32 ifindex;
 
 	if (!g || !tg_lower_ttl(skb, g))
 		return TG_DROP_ERROR;
-	fib.ifindex = skb->ifindex;
-	fib.tot_len = 0;
-	if (g->family == 4) {
-		fib.family = TG_AF_INET;
-		fib.ipv4_src = *(__u32 *)(g->to.src + 12);
-		fib.ipv4_dst = *(__u32 *)(g->to.dst + 12);
-	} else {
-		fib.family = TG_AF_INET6;
-		tg_copy_addr((__u8 *)fib.ipv6_src, g->to.src);
-		tg_copy_addr((__u8 *)fib.ipv6_dst, g->to.dst);
-	}
-	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+	ifindex = tg_way_to(skb, g, g->to.src, g->to.dst);
+	if (!ifindex)
 		return TG_DROP_ERROR;
 	skb->tc_index = TG_TAG_ADMITTED;
 	/* Finds, or asks for, the neighbour by itself. */
-	if (bpf_redirect_neigh(fib.ifindex, NULL, 0, 0) != TC_ACT_REDIRECT)
+	if (bpf_redirect_neigh(ifindex, NULL, 0, 0) != TC_ACT_REDIRECT)
 		return TG_DROP_ERROR;
 	return TG_PASS_HAIRPIN;
 }

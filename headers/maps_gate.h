@@ -215,6 +215,7 @@ struct tg_gate {
 	__u32 l4;
 	__u32 inner_l3; /* of an ICMP error */
 	__u32 inner_l4;
+	__u32 tagged;	 /* 1: a VLAN's frame, not ours to judge */
 	__u32 fragment;	 /* 1: the first of several */
 	__u32 frag_id;	 /* IPv4 id in host order, IPv6 fragment id */
 	__u32 tcp_flags; /* byte 13 of the TCP header */

@@ -34,7 +34,7 @@ static __always_inline int tg_make_room(__u32 whose)
 static __always_inline int tg_take_places(__u32 whose, struct tg_gate *g,
 					  const struct tg_setting *set)
 {
-	int forwarded = g->origin == TG_ORIGIN_FORWARD;
+	int forwarded = tg_from_outside(g->origin);
 	struct tg_host *host;
 
 	tg_copy_addr(g->host_key.addr, g->key.src);
@@ -143,12 +143,14 @@ __noinline int tg_open(__u32 whose)
 	h->half = TG_HALF_OUTSIDE;
 	h->flags = tg_new_flags(g, TG_HALF_OUTSIDE);
 	h->fresh = 1;
-	h->counted = 1;
+	/* At the host's own account, or at the one that those without one share. */
+	h->counted =
+		tg_same_addr(g->host_key.addr, g->key.src) ? TG_COUNTED_OWN : TG_COUNTED_SHARED;
 	why = bpf_map_update_elem(&tg_sessions, &g->key2, h, BPF_NOEXIST);
 	if (why) { /* another CPU was faster, or a flow that has just ended has it still */
-		tg_leave_fresh(g->origin == TG_ORIGIN_FORWARD);
+		tg_leave_fresh(tg_from_outside(g->origin));
 		tg_leave_place(1, 0);
-		if (g->origin != TG_ORIGIN_FORWARD)
+		if (!tg_from_outside(g->origin))
 			tg_leave_host(&g->host_key, 1, 1);
 		return why == -17 /* EEXIST */ ? TG_DROP_BUSY : TG_DROP_TABLE_FULL;
 	}
@@ -181,8 +183,12 @@ __noinline int tg_open(__u32 whose)
 	if (in)
 		in->hint = 0;
 	if (out) {
-		out->life = TG_LIFE_LIVE;
-		out->hint = 0;
+		bpf_spin_lock(&out->lock);
+		if (out->life == TG_LIFE_NEW) { /* and not flushed by now */
+			out->life = TG_LIFE_LIVE;
+			out->hint = 0;
+		}
+		bpf_spin_unlock(&out->lock);
 	}
 	return TG_PASS_NEW_FLOW;
 }

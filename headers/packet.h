@@ -112,8 +112,10 @@ static __always_inline void tg_parse_ipv6(const struct tg_span *s, struct tg_pac
 		    next != IPPROTO_FRAGMENT)
 			break;
 		ext = tg_at(s, p, off, 8);
-		if (!ext)
+		if (!ext) {
+			p->l4 = 0;
 			return;
+		}
 		if (next == IPPROTO_FRAGMENT) {
 			p->fragment = 1;
 			p->fragment_at = off;
@@ -128,6 +130,12 @@ static __always_inline void tg_parse_ipv6(const struct tg_span *s, struct tg_pac
 		}
 		next = ext[0];
 		off = TG_FORGET(p->l4);
+	}
+	/* More of them than anybody needs: what they hide is not guessed at. */
+	if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	    next == IPPROTO_FRAGMENT) {
+		p->l4 = 0;
+		return;
 	}
 	p->l4_proto = next;
 	p->l4 = off;

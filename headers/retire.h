@@ -54,22 +54,31 @@ static __always_inline int tg_end(struct tg_session *out, struct tg_session *in,
 	return was;
 }
 
+/* Whose account a flow is at, into g->turn_host. */
+static __always_inline void tg_account_of(struct tg_gate *g, __u32 counted)
+{
+	if (counted == TG_COUNTED_SHARED)
+		__builtin_memset(g->turn_host.addr, 0, sizeof(g->turn_host.addr));
+	else
+		tg_copy_addr(g->turn_host.addr, g->turn2.src);
+}
+
 /* Whoever owns the flow's place in its queue takes it off the accounts. */
 static __always_inline void tg_uncount(struct tg_session *out, struct tg_gate *g, int whole)
 {
-	int fresh = out->fresh;
+	int fresh = out->fresh, counted = out->counted;
 
-	whole = whole && out->counted;
+	whole = whole && counted;
 	if (!fresh && !whole)
 		return;
 	if (fresh)
-		tg_leave_fresh(out->origin == TG_ORIGIN_FORWARD);
+		tg_leave_fresh(tg_from_outside(out->origin));
 	out->fresh = 0;
 	if (whole)
-		out->counted = 0;
-	if (out->origin == TG_ORIGIN_FORWARD)
+		out->counted = TG_COUNTED_NOT;
+	if (tg_from_outside(out->origin))
 		return;
-	tg_copy_addr(g->turn_host.addr, g->turn2.src);
+	tg_account_of(g, counted);
 	tg_leave_host(&g->turn_host, fresh, whole);
 }
 
@@ -105,22 +114,23 @@ static __always_inline int tg_send_off(struct tg_gate *g, struct tg_session *out
 
 /* Whether the unanswered flow of a pair may go for one that g lays out: another one
  * of a forward's for one of a forward's; else one of the same host, or of a host
- * that has more unanswered flows. */
+ * that has no fewer unanswered flows: the oldest goes. */
 static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session *out,
 				     const struct tg_setting *set)
 {
 	const struct tg_host *mine, *theirs;
 
-	if (out->origin == TG_ORIGIN_FORWARD || g->origin == TG_ORIGIN_FORWARD)
-		return out->origin == g->origin && tg_may_end(set, 1);
-	tg_copy_addr(g->turn_host.addr, g->turn2.src);
+	if (tg_from_outside(out->origin) || tg_from_outside(g->origin))
+		return tg_from_outside(out->origin) && tg_from_outside(g->origin) &&
+		       tg_may_end(set, 1);
+	tg_account_of(g, out->counted);
 	theirs = bpf_map_lookup_elem(&tg_hosts, &g->turn_host);
 	mine = bpf_map_lookup_elem(&tg_hosts, &g->host_key);
 	if (!theirs || !mine)
 		return 0;
 	if (theirs == mine)
 		return tg_may_end(set, 1);
-	return theirs->fresh > mine->fresh + 1 && tg_may_end(set, 0);
+	return theirs->fresh >= mine->fresh && tg_may_end(set, 0);
 }
 
 /* room: 1 to make room for the flow that is laid out. */
@@ -181,26 +191,57 @@ static __always_inline __u32 tg_queued_at(const struct tg_binding *b)
 	return (__u32)(b->since >> 30) | 1;
 }
 
-/* One session less on the binding of g->turn_endpoint. */
-static __always_inline void tg_release_binding(struct tg_gate *g)
+static __always_inline int tg_same_endpoint(const struct tg_endpoint *a,
+					    const struct tg_endpoint *b)
+{
+	return tg_same_addr(a->addr, b->addr) && a->port == b->port && a->proto == b->proto &&
+	       a->half == b->half && a->scope == b->scope;
+}
+
+/* Takes a binding whose life has been set to DELETED out of its map. */
+static __always_inline void tg_delete_binding(struct tg_gate *g, const struct tg_binding *b)
+{
+	struct tg_table_state *t = tg_whole_table();
+	struct tg_binding *inside;
+
+	__builtin_memcpy(&g->turn_endpoint2, &b->other, sizeof(g->turn_endpoint2));
+	inside = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint2);
+	if (inside && tg_same_endpoint(&inside->other, &g->turn_endpoint))
+		bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint2);
+	bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint);
+	if (t)
+		__sync_fetch_and_sub(&t->bindings, 1);
+}
+
+/* One session less on the binding of g->turn_endpoint. Without `linger` its port is
+ * free at once: the flow was never answered and ended to make room, and whoever
+ * scans must not take the ports from the others. */
+static __always_inline void tg_release_binding(struct tg_gate *g, int linger)
 {
 	struct tg_binding *b = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint);
-	int queue = 0;
+	int queue = 0, gone = 0;
 
 	if (!b)
 		return;
 	bpf_spin_lock(&b->lock);
 	if (b->sessions)
 		b->sessions--;
-	if (!b->sessions) {
+	if (!b->sessions && b->life == TG_LIFE_LIVE) {
 		b->since = g->now;
-		queue = !b->queued;
-		if (queue)
-			b->queued = tg_queued_at(b);
+		if (linger || b->queued) {
+			queue = !b->queued;
+			if (queue)
+				b->queued = tg_queued_at(b);
+		} else {
+			b->life = TG_LIFE_DELETED;
+			gone = 1;
+		}
 	}
 	bpf_spin_unlock(&b->lock);
-	if (queue)
-		bpf_map_push_elem(&tg_idle, &g->turn_endpoint, 0);
+	if (gone)
+		tg_delete_binding(g, b);
+	else if (queue && bpf_map_push_elem(&tg_idle, &g->turn_endpoint, 0))
+		b->queued = 0; /* no room there: the next one tries again */
 }
 
 /* One session less that lets the remote in g->remote_key in. */
@@ -290,7 +331,7 @@ __noinline int tg_turn_dying(__u32 whose)
 		tg_release_remote(g);
 		tg_endpoint_of(&g->turn_endpoint, g->turn.dst, g->turn.dport, g->turn.proto,
 			       TG_HALF_OUTSIDE, out->outside_zone);
-		tg_release_binding(g);
+		tg_release_binding(g, counted);
 	}
 	if (in)
 		bpf_map_delete_elem(&tg_sessions, &g->turn2);
@@ -298,20 +339,12 @@ __noinline int tg_turn_dying(__u32 whose)
 	return TG_TURN_LOOKED;
 }
 
-static __always_inline int tg_same_endpoint(const struct tg_endpoint *a,
-					    const struct tg_endpoint *b)
-{
-	return tg_same_addr(a->addr, b->addr) && a->port == b->port && a->proto == b->proto &&
-	       a->half == b->half && a->scope == b->scope;
-}
-
 /* A binding without sessions keeps its port for a while (RFC 6888 REQ-8). */
 __noinline int tg_turn_idle(__u32 whose)
 {
 	struct tg_gate *g = tg_gate_of(whose);
-	struct tg_binding *b, *inside;
-	struct tg_table_state *t;
 	const struct tg_setting *set;
+	struct tg_binding *b;
 	int gone = 0, keep = 0;
 
 	if (!g)
@@ -330,7 +363,7 @@ __noinline int tg_turn_idle(__u32 whose)
 	if (!b)
 		return TG_TURN_LOOKED;
 	bpf_spin_lock(&b->lock);
-	if (b->sessions) {
+	if (b->sessions || b->life != TG_LIFE_LIVE) {
 		b->queued = 0;
 	} else if (g->now >= b->since + set->timers[TG_TIMER_LINGER]) {
 		b->life = TG_LIFE_DELETED;
@@ -344,14 +377,7 @@ __noinline int tg_turn_idle(__u32 whose)
 		bpf_map_push_elem(&tg_idle, &g->turn_endpoint, 0);
 	if (!gone)
 		return TG_TURN_LOOKED;
-	__builtin_memcpy(&g->turn_endpoint2, &b->other, sizeof(g->turn_endpoint2));
-	inside = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint2);
-	if (inside && tg_same_endpoint(&inside->other, &g->turn_endpoint))
-		bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint2);
-	bpf_map_delete_elem(&tg_bindings, &g->turn_endpoint);
-	t = tg_whole_table();
-	if (t)
-		__sync_fetch_and_sub(&t->bindings, 1);
+	tg_delete_binding(g, b);
 	return TG_TURN_LOOKED;
 }
 

@@ -310,7 +310,12 @@ static __always_inline enum tg_kind tg_kind_of(struct tg_span *span, struct tg_p
 	kind = tg_transport(span, p, g, l4, proto, 0);
 	if (kind == TG_KIND_ERROR) {
 		/* Never cut by a router that knows its trade (576 or 1280 bytes). */
-		return TG_FORGET(g->fragment) ? TG_KIND_BAD : tg_quoted(span, p, g);
+		if (TG_FORGET(g->fragment))
+			return TG_KIND_BAD;
+		/* It goes to the sender of what it quotes, and to nobody else. */
+		tg_copy_addr(g->key.dst, g->tuple.dst);
+		kind = tg_quoted(span, p, g);
+		return tg_same_addr(g->key.dst, g->tuple.dst) ? kind : TG_KIND_BAD;
 	}
 	if (kind == TG_KIND_PORTS && proto == IPPROTO_TCP) {
 		const __u8 *tcp = tg_at(span, p, l4, sizeof(struct tcphdr));
@@ -337,6 +342,7 @@ __noinline int tg_facts(struct __sk_buff *skb)
 	tg_skb_span(skb, &span);
 	tg_parse(&span, p);
 	g->family = 0;
+	g->l3 = ETH_HLEN;
 	g->fragment = 0;
 	g->tcp_flags = 0;
 	g->tuple.sport = 0;
@@ -353,6 +359,8 @@ __noinline int tg_facts(struct __sk_buff *skb)
 		g->tuple.dport = 0;
 		g->kind = tg_kind_of(&span, p, g);
 	}
+	/* A tagged frame is another network's, that of a VLAN interface above this one. */
+	g->tagged = skb->vlan_present || g->l3 != ETH_HLEN;
 	g->packets = s->wire.count.packets;
 	g->bytes = s->wire.count.bytes;
 	return 0;

@@ -278,7 +278,7 @@ func (g *Gateway) handBack() (told []string, err error) {
 	return []string{line}, err
 }
 
-func (l leaving) toConntrack() (handed int, err error) {
+func (l leaving) toConntrack() (handed int, failed error) {
 	ct, err := openConntrack()
 	if ct == nil || err != nil {
 		return 0, err
@@ -293,9 +293,14 @@ func (l leaving) toConntrack() (handed int, err error) {
 		if f.out.Origin == uint8(tapgateTgOriginTG_ORIGIN_HAIRPIN) || left <= 0 {
 			continue
 		}
+		switch in.proto {
+		case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		default:
+			continue // what the kernel makes of others is its own business
+		}
 		// What the kernel knows of it has no translation, and never gets one.
 		if err := ct.remove(tupleAttr(nl.CTA_TUPLE_ORIG, in), in.src.Is6()); err != nil {
-			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: %w", err)
+			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: take %s of %s out: %w", flowProtoName(in.proto), in.src, err)
 		}
 		goesOn := in.proto == unix.IPPROTO_TCP && timer == tapgateTgTimerTG_TIMER_TCP_ESTABLISHED ||
 			in.proto == unix.IPPROTO_UDP && flowAnswered(&f.in, &f.out, in.proto)
@@ -315,7 +320,7 @@ func (l leaving) toConntrack() (handed int, err error) {
 			return handed, nil // no NAT in this kernel
 		case errors.Is(err, unix.EEXIST):
 		case err != nil:
-			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: %w", err)
+			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: put %s of %s in: %w", flowProtoName(in.proto), in.src, err)
 		default:
 			handed++
 		}

@@ -116,6 +116,7 @@ func TestCutOver(t *testing.T) {
 			b.nft(recipe)
 			b.nft(c.host)
 			cfg := natConfig()
+			cfg.NAT.Masquerades[0].IPv6 = true
 			cfg.NAT.Forwards = []Forward{{
 				Name: "rdp", In: "external", Proto: "tcp", Ports: PortRange{3389, 3389},
 				To: netip.MustParseAddr("192.168.3.2"), ToPort: 4389,
@@ -161,6 +162,10 @@ func TestCutOver(t *testing.T) {
 				}
 				return nil
 			})
+			b.pingOut(1) // a query, whose entry is taken out
+			if n, err := b.Servers[0].Ping(b.Context(), b.Outside[0].Interface("eth0").Addr6.Addr(), 1); err != nil || n != 1 {
+				t.Fatalf("%d replies over IPv6: %v", n, err)
+			}
 			// One more that is ours from its beginning.
 			later := b.dial("tcp", b.Servers[0], b.Outside[0], remote)
 			later.goesOn("later", later.in, later.out)
@@ -172,6 +177,9 @@ func TestCutOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Log(res.Changes, res.Warnings)
+			if len(res.Warnings) > 0 {
+				t.Errorf("detach warns: %q", res.Warnings)
+			}
 			if c.rulesFirst {
 				b.nft(recipe)
 			}

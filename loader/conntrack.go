@@ -11,28 +11,36 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
 // Of linux/netfilter: what is not in the netlink library.
 const (
-	ctaNATSrc    = 6
-	ctaNATDst    = 13
-	ctaNATV4Min  = 1
-	ctaNATV4Max  = 2
-	ctaNATProto  = 3
-	ctaNATV6Min  = 4
-	ctaNATV6Max  = 5
-	ctaPortMin   = 1
-	ctaPortMax   = 2
-	ctSeenReply  = 2
-	ctAssured    = 4
-	ctConfirmed  = 8
-	ctSrcNAT     = 16
-	ctDstNAT     = 32
-	ctBeLiberal  = 8
-	tcpEstablish = 3
-	tcpLastACK   = 6
+	ctaNATSrc     = 6
+	ctaNATDst     = 13
+	ctaNATV4Min   = 1
+	ctaNATV4Max   = 2
+	ctaNATProto   = 3
+	ctaNATV6Min   = 4
+	ctaNATV6Max   = 5
+	ctaPortMin    = 1
+	ctaPortMax    = 2
+	ctaICMPID     = 4
+	ctaICMPType   = 5
+	ctaICMPCode   = 6
+	ctaICMPv6ID   = 7
+	ctaICMPv6Type = 8
+	ctaICMPv6Code = 9
+	ctSeenReply   = 2
+	ctAssured     = 4
+	ctConfirmed   = 8
+	ctSrcNAT      = 16
+	ctDstNAT      = 32
+	ctBeLiberal   = 8
+	tcpEstablish  = 3
+	tcpLastACK    = 6
 
 	attrTypeMask = 0x3fff
 )
@@ -241,8 +249,19 @@ func tupleAttr(kind int, t ctTuple) *nl.RtAttr {
 	ip.AddRtAttr(dst, t.dst.AsSlice())
 	proto := a.AddRtAttr(nl.CTA_TUPLE_PROTO|unix.NLA_F_NESTED, nil)
 	proto.AddRtAttr(nl.CTA_PROTO_NUM, []byte{t.proto})
-	proto.AddRtAttr(nl.CTA_PROTO_SRC_PORT, nl.BEUint16Attr(t.sport))
-	proto.AddRtAttr(nl.CTA_PROTO_DST_PORT, nl.BEUint16Attr(t.dport))
+	id, kind8, code, request := ctaICMPID, ctaICMPType, ctaICMPCode, byte(ipv4.ICMPTypeEcho)
+	switch t.proto {
+	case unix.IPPROTO_ICMPV6:
+		id, kind8, code, request = ctaICMPv6ID, ctaICMPv6Type, ctaICMPv6Code, byte(ipv6.ICMPTypeEchoRequest)
+		fallthrough
+	case unix.IPPROTO_ICMP: // of a query: the id stands as the port of the side that asks
+		proto.AddRtAttr(id, nl.BEUint16Attr(t.sport))
+		proto.AddRtAttr(kind8, []byte{request})
+		proto.AddRtAttr(code, []byte{0})
+	default:
+		proto.AddRtAttr(nl.CTA_PROTO_SRC_PORT, nl.BEUint16Attr(t.sport))
+		proto.AddRtAttr(nl.CTA_PROTO_DST_PORT, nl.BEUint16Attr(t.dport))
+	}
 	return a
 }
 

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-
-	"tapgate/test/lab"
 )
 
 // followWait bounds waits for what the agent does within a second.
@@ -113,14 +111,14 @@ func TestFollowAddress(t *testing.T) {
 			err = fmt.Errorf("flows after the change: %+v", flows)
 		}
 		if err == nil {
-			err = makeEqualCheck(g)
+			err = addressesAsRecorded(g)
 		}
 		return err
 	})
 }
 
-// makeEqualCheck wants the maps of addresses to be what the record says.
-func makeEqualCheck(g *Gateway) error {
+// addressesAsRecorded wants the maps of addresses to be what the record says.
+func addressesAsRecorded(g *Gateway) error {
 	_, ours, err := outsideMaps(&g.active)
 	if err != nil {
 		return err
@@ -169,6 +167,7 @@ func TestUnfollowedAddress(t *testing.T) {
 	}
 	b.until("no problem", problems(0))
 	b.pingOut(1)
+	b.open(addressesAsRecorded)
 }
 
 // TestFollowLink: an interface that comes back under its name is taken in again.
@@ -211,5 +210,3 @@ func TestFollowLink(t *testing.T) {
 	b.until("the new interface", func(s *Status) bool { return index(s) != before && len(s.Problems) == 0 })
 	b.pingOut(1)
 }
-
-var _ = lab.Servers

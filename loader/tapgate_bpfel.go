@@ -521,6 +521,7 @@ const (
 	tapgateMapTgNexthops        = "tg_nexthops"
 	tapgateMapTgOurs            = "tg_ours"
 	tapgateMapTgOutside         = "tg_outside"
+	tapgateMapTgOwnPeers        = "tg_own_peers"
 	tapgateMapTgPools           = "tg_pools"
 	tapgateMapTgPools0          = "tg_pools_0"
 	tapgateMapTgRates           = "tg_rates"
@@ -634,6 +635,7 @@ type tapgateMapSpecs struct {
 	TgNexthops        *ebpf.MapSpec `ebpf:"tg_nexthops"`
 	TgOurs            *ebpf.MapSpec `ebpf:"tg_ours"`
 	TgOutside         *ebpf.MapSpec `ebpf:"tg_outside"`
+	TgOwnPeers        *ebpf.MapSpec `ebpf:"tg_own_peers"`
 	TgPools           *ebpf.MapSpec `ebpf:"tg_pools"`
 	TgPools0          *ebpf.MapSpec `ebpf:"tg_pools_0"`
 	TgRates           *ebpf.MapSpec `ebpf:"tg_rates"`
@@ -707,6 +709,7 @@ type tapgateMaps struct {
 	TgNexthops        *ebpf.Map `ebpf:"tg_nexthops"`
 	TgOurs            *ebpf.Map `ebpf:"tg_ours"`
 	TgOutside         *ebpf.Map `ebpf:"tg_outside"`
+	TgOwnPeers        *ebpf.Map `ebpf:"tg_own_peers"`
 	TgPools           *ebpf.Map `ebpf:"tg_pools"`
 	TgPools0          *ebpf.Map `ebpf:"tg_pools_0"`
 	TgRates           *ebpf.Map `ebpf:"tg_rates"`
@@ -753,6 +756,7 @@ func (m *tapgateMaps) Close() error {
 		m.TgNexthops,
 		m.TgOurs,
 		m.TgOutside,
+		m.TgOwnPeers,
 		m.TgPools,
 		m.TgPools0,
 		m.TgRates,

@@ -1,7 +1,9 @@
 #!/bin/bash
-# What the tap costs: tapgate beside TEE, nft dup and tc mirred, in one run.
+# What the tap costs: tapgate beside TEE, nft dup and tc mirred, in one run. And
+# with --gate, what the gateway costs: tapgate's NAT beside the kernel's MASQUERADE.
 #
 #   scripts/bench.sh [--rounds N] [--json FILE] [--quick] [--markdown] [--profile] [MODE...]
+#   scripts/bench.sh --gate [--loads LOAD,...] [the same flags] [MODE...]
 #   scripts/bench.sh --help      lists modes, tests and all flags
 #
 # Needs root, Linux 6.6 (the counting programs use TCX), go, iperf3, nft,
@@ -9,11 +11,16 @@
 # this script keeps in a mount namespace of its own: whatever way it ends, the
 # kernel removes them.
 #
+# The load flows-1M takes some 3 GB of memory and two minutes a round. One network
+# namespace holds nf_conntrack_max flows, which is the whole machine's and is left
+# alone: where that is too little, several gateways share the million.
+#
 # Ratios hold from run to run, absolute figures do not. Where the time goes:
 #   scripts/bench.sh --quick --profile tapgate tapgate-raw
 # runs a pass more with the kernel's BPF statistics on (asked for by a file
 # descriptor, since the sysctl kernel.bpf_stats_enabled is the whole machine's)
-# and prints ns per run of each program. With hardware counters, and a long run
+# and prints ns per run of each program; with --gate and perf installed also ns
+# of each function. With hardware counters, and a long run
 # (--rounds 50) in another terminal:
 #   bpftool prog show name tapgate_tap_in
 #   bpftool prog profile id ID duration 5 cycles instructions l1d_loads llc_misses

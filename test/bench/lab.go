@@ -54,15 +54,20 @@ var labs atomic.Int32
 // prefix begins the names of this process's network namespaces.
 func prefix() string { return fmt.Sprintf("tgbench-%d-", os.Getpid()) }
 
-// newLab builds the networks and puts the mode in force. Whatever was built is
-// removed again if it fails.
-func newLab(ctx context.Context, set *settings, m mode) (l *lab, err error) {
+// nameLab is a lab with names and nothing behind them.
+func nameLab(set *settings, m mode) *lab {
 	name := fmt.Sprintf("%s%d-", prefix(), labs.Add(1))
-	l = &lab{
+	return &lab{
 		set: set, mode: m,
 		gateway: name + "gw", server: name + "srv", outside: name + "out", sensor: name + "sen",
 		generators: map[int]*ebpf.Program{},
 	}
+}
+
+// newLab builds the networks and puts the mode in force. Whatever was built is
+// removed again if it fails.
+func newLab(ctx context.Context, set *settings, m mode) (l *lab, err error) {
+	l = nameLab(set, m)
 	defer func() {
 		if err != nil {
 			l.close()
@@ -73,7 +78,7 @@ func newLab(ctx context.Context, set *settings, m mode) (l *lab, err error) {
 		return l, err
 	}
 	l.onClose(func() { os.RemoveAll(l.folder) })
-	for _, step := range []func(context.Context) error{l.network, l.sinks, l.generator, l.listen} {
+	for _, step := range []func(context.Context) error{l.network, l.masquerade, l.sinks, l.generator, l.listen} {
 		if err := step(ctx); err != nil {
 			return l, err
 		}
@@ -133,6 +138,12 @@ func (l *lab) network(ctx context.Context) error {
 		gw+" neigh replace 192.168.3.2 lladdr "+serverMAC.String()+" dev eth3",
 		gw+" neigh replace 203.0.113.8 lladdr "+outsideMAC.String()+" dev eth0",
 		"sysctl -qw net.ipv4.ip_forward=1",
+	)
+}
+
+// masquerade has the kernel translate what leaves by eth0.
+func (l *lab) masquerade(ctx context.Context) error {
+	return l.run(ctx, l.gateway,
 		"nft add table ip nat",
 		"nft add chain ip nat post { type nat hook postrouting priority srcnat; }",
 		"nft add rule ip nat post oifname eth0 masquerade",
@@ -165,13 +176,19 @@ func (l *lab) sinks(context.Context) (err error) {
 // attach puts a program on an interface until the lab is closed, and takes
 // over the program.
 func (l *lab) attach(ns, dev string, prog *ebpf.Program, where ebpf.AttachType) error {
+	return l.attachAt(ns, dev, prog, where, nil)
+}
+
+// attachAt is attach with a place among the programs that are there; nil is
+// behind them.
+func (l *lab) attachAt(ns, dev string, prog *ebpf.Program, where ebpf.AttachType, anchor link.Anchor) error {
 	defer prog.Close()
 	return within(ns, -1, func() error {
 		ifc, err := net.InterfaceByName(dev)
 		if err != nil {
 			return err
 		}
-		lnk, err := link.AttachTCX(link.TCXOptions{Interface: ifc.Index, Program: prog, Attach: where})
+		lnk, err := link.AttachTCX(link.TCXOptions{Interface: ifc.Index, Program: prog, Attach: where, Anchor: anchor})
 		if err != nil {
 			return fmt.Errorf("attach to %s: %w", dev, err)
 		}

@@ -41,12 +41,19 @@ type settings struct {
 	profile  bool
 	modes    []mode
 	tests    []test
+
+	gate      bool // measure the gateway, not the tap
+	gateModes []gateMode
+	scenarios []scenario
 }
 
 func run(ctx context.Context, args []string) error {
 	set, err := parse(args)
 	if err != nil || set == nil {
 		return err
+	}
+	if set.gate {
+		return runGate(ctx, set)
 	}
 	note("rates per second of CPU time; generator, gateway, sensor and both ends share CPU %d", set.cpu)
 	rep := newReport(set)
@@ -59,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	rep.finish()
 	fmt.Print(rep.table(set.markdown))
 	if set.json != "" {
-		if err := rep.write(set.json); err != nil {
+		if err := writeJSON(set.json, rep); err != nil {
 			return err
 		}
 	}
@@ -129,11 +136,14 @@ func parse(args []string) (*settings, error) {
 	fs.StringVar(&set.json, "json", "", "write all figures to this file")
 	fs.BoolVar(&set.markdown, "markdown", false, "print the table as Markdown")
 	fs.BoolVar(&set.profile, "profile", false, "afterwards, show the time in each BPF program")
+	fs.BoolVar(&set.gate, "gate", false, "measure the gateway's NAT beside the kernel's MASQUERADE, not the tap")
 	quick := fs.Bool("quick", false, "2 short rounds; ratios are rougher")
 	tests := fs.StringSlice("tests", names(allTests), "tests to run")
+	loads := fs.StringSlice("loads", nil, "with --gate: loads to run; all if none is named")
 	fs.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: bench [flags] [MODE...]\n\nmodes: %s\n       (all but %s if none is named)\n\n%s",
-			strings.Join(names(allModes), ", "), "tapgate-raw", fs.FlagUsages())
+		fmt.Fprintf(os.Stderr, "usage: bench [flags] [MODE...]\n\nmodes: %s\n       (all but %s if none is named)\n"+
+			"with --gate: %s\nloads: %s\n\n%s", strings.Join(names(allModes), ", "), "tapgate-raw",
+			strings.Join(names(gateModes), ", "), strings.Join(names(allScenarios), ", "), fs.FlagUsages())
 	}
 	if err := fs.Parse(args); err == pflag.ErrHelp {
 		return nil, nil
@@ -150,6 +160,12 @@ func parse(args []string) (*settings, error) {
 	if set.tests, err = choose(allTests, *tests); err != nil {
 		return nil, err
 	}
+	if set.gate {
+		return set, chooseGate(set, fs.Args(), *loads)
+	}
+	if len(*loads) > 0 {
+		return nil, fmt.Errorf("--loads goes with --gate")
+	}
 	wanted := fs.Args()
 	if len(wanted) == 0 {
 		wanted = slices.DeleteFunc(names(allModes), func(n string) bool { return n == "tapgate-raw" })
@@ -159,6 +175,21 @@ func parse(args []string) (*settings, error) {
 	}
 	set.modes, err = choose(allModes, wanted)
 	return set, err
+}
+
+// chooseGate picks modes and loads; floor and baseline are always there.
+func chooseGate(set *settings, modes, loads []string) (err error) {
+	if len(modes) == 0 {
+		modes = names(gateModes)
+	}
+	if len(loads) == 0 {
+		loads = names(allScenarios)
+	}
+	if set.gateModes, err = choose(gateModes, append([]string{gateFloor, gateBaseline}, modes...)); err != nil {
+		return err
+	}
+	set.scenarios, err = choose(allScenarios, loads)
+	return err
 }
 
 func quicken(set *settings, fs *pflag.FlagSet) {

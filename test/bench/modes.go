@@ -63,18 +63,21 @@ func tapgate(ctx context.Context, l *lab) error {
 	if l.set.tapgate == "" {
 		return fmt.Errorf("no tapgate binary: name one with --tapgate, or run scripts/bench.sh, which builds it")
 	}
-	bpffs := filepath.Join(l.folder, "bpffs")
-	if err := l.run(ctx, "", "mkdir "+bpffs, "mount -t bpf bpf "+bpffs); err != nil {
-		return err
-	}
-	l.onClose(func() { _ = l.run(context.Background(), "", "umount "+bpffs) })
-	where := " --netns " + l.gateway + " --bpffs " + bpffs
-	if err := l.run(ctx, "", l.set.tapgate+" attach --internal eth3 --dmz eth2 --sensor 192.168.4.2"+where); err != nil {
-		return err
-	}
-	l.onClose(func() { _ = l.run(context.Background(), "", l.set.tapgate+" detach"+where) })
-	return nil
+	return l.tapgate(ctx, "attach --internal eth3 --dmz eth2 --sensor 192.168.4.2")
 }
+
+// tapgate runs a command that puts something in force, which goes with the lab.
+func (l *lab) tapgate(ctx context.Context, command string) error {
+	if err := l.run(ctx, "", "mkdir "+l.bpffs(), "mount -t bpf bpf "+l.bpffs()); err != nil {
+		return err
+	}
+	l.onClose(func() { _ = l.run(context.Background(), "", "umount "+l.bpffs()) })
+	where := " --netns " + l.gateway + " --bpffs " + l.bpffs()
+	l.onClose(func() { _ = l.run(context.Background(), "", l.set.tapgate+" detach"+where) })
+	return l.run(ctx, "", l.set.tapgate+" "+command+where)
+}
+
+func (l *lab) bpffs() string { return filepath.Join(l.folder, "bpffs") }
 
 func rawTap(_ context.Context, l *lab) error {
 	var eth2 int

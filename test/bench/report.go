@@ -179,8 +179,8 @@ func copied(x result) string {
 	return text
 }
 
-func (r *report) write(file string) error {
-	out, err := json.MarshalIndent(r, "", "  ")
+func writeJSON(file string, report any) error {
+	out, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
@@ -16,25 +15,11 @@ import (
 // program reaches both hosts' interfaces through a device map, which keeps the
 // devices it was given in whatever namespace it runs later.
 func (l *lab) generator(context.Context) error {
-	devices, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "bench_devices", Type: ebpf.DevMap, KeySize: 4, ValueSize: 4, MaxEntries: 2,
-	})
+	devices, err := l.devices()
 	if err != nil {
-		return fmt.Errorf("create device map: %w", err)
+		return err
 	}
 	defer devices.Close()
-	for key, ns := range map[uint32]string{outbound: l.server, inbound: l.outside} {
-		err := within(ns, -1, func() error {
-			ifc, err := net.InterfaceByName("eth0")
-			if err != nil {
-				return err
-			}
-			return devices.Put(key, uint32(ifc.Index))
-		})
-		if err != nil {
-			return err
-		}
-	}
 	if l.sent, err = newTally(); err != nil {
 		return err
 	}

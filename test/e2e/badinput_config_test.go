@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,18 @@ func edit(pairs ...string) func() string {
 
 // target is example with another target.
 func target(text string) func() string { return edit("{via: 192.168.4.2}", text) }
+
+// with is example and more behind it.
+func with(more string) func() string { return func() string { return example + more } }
+
+// forwards is example with forwards named f0, f1 and so on.
+func forwards(list ...string) func() string {
+	text := "nat:\n  forwards:\n"
+	for i, f := range list {
+		text += fmt.Sprintf("    - {name: f%d, %s}\n", i, f)
+	}
+	return with(text)
+}
 
 var badInputs = []badInput{
 	{name: "missing interface", config: edit("eth3", "eth9"), code: 2,
@@ -53,7 +66,20 @@ var badInputs = []badInput{
 	{name: "unknown role", config: edit("{interfaces: [eth4]}", "{role: guest, interfaces: [eth4]}"), code: 2, want: []string{"stdin:6:20: ", `unknown role "guest"`}},
 	{name: "no dmz", config: edit("  dmz:      {interfaces: [eth2]}\n", ""), code: 2, want: []string{"no zone has the role dmz"}},
 	{name: "empty", config: func() string { return "" }, code: 2, want: []string{"stdin: empty; it needs at least zones:"}},
-	{name: "policies", config: func() string { return example + "policies: []\n" }, code: 2, want: []string{": policies: not in this version", "firewall"}},
+	{name: "policy for no zone", config: with("policies:\n  - {from: internal, to: wan, action: drop}\n"), code: 2,
+		want: []string{"stdin:13:26: ", `no zone "wan"; there are: `}},
+	{name: "masquerade within a zone", config: with("nat:\n  masquerade:\n    - {from: internal, to: internal}\n"), code: 2, want: []string{"stdin:14:"}},
+	{name: "masquerade from outside", config: with("nat:\n  masquerade:\n    - {from: external, to: internal}\n"), code: 2, want: []string{"stdin:14:14: ", `"external" has the role external`}},
+	{name: "forward in an internal zone", config: forwards("in: internal, proto: tcp, port: 80, to: '192.168.3.2:80'"), code: 2,
+		want: []string{"stdin:14:22: ", `"internal" has the role internal`}},
+	{name: "forward to nobody inside", config: forwards("in: external, proto: tcp, port: 80, to: '192.168.9.2:80'"), code: 2,
+		want: []string{"stdin:14:58: ", "192.168.9.2"}},
+	{name: "two forwards of one port", config: forwards("in: external, proto: tcp, port: 80, to: '192.168.3.2:80'", "in: external, proto: tcp, port: 80, to: '192.168.3.2:81'"), code: 2,
+		want: []string{"stdin:15:", `"f0"`, `"f1"`}},
+	{name: "two forwards of one name", config: forwards("in: external, proto: tcp, port: 80, to: '192.168.3.2:80'}\n    - {name: f0, in: external, proto: tcp, port: 81, to: '192.168.3.2:81'"), code: 2,
+		want: []string{"stdin:15:14: ", `"f0"`}},
+	{name: "timeout below the RFC's", config: with("nat:\n  timeouts: {udp: 5s}\n"), code: 2, want: []string{"stdin:13:19: ", "RFC 4787"}},
+	{name: "unknown key of nat", config: with("nat:\n  forward: []\n"), code: 2, want: []string{"stdin:13:3: ", `unknown key "forward" in nat; did you mean "forwards"?`}},
 	{name: "several mistakes at once", config: edit("eth3", "eth9", "192.168.4.2", "192.168.4.1"), code: 2,
 		want: []string{`no interface "eth9"`, "this machine's own address"}},
 	{name: "stacked macvlan", setUp: []string{"link add top0 link eth3 type macvlan"}, config: edit("[eth3]", "[eth3, top0]"), code: 2,

@@ -55,14 +55,20 @@ type flow struct {
 	problems []string
 }
 
-// newProduction starts listening at both ends; nothing is sent yet but the
-// first packet of the flow, which makes the translation.
+// newProduction has the kernel translate, and makes streams.
 func newProduction(g *gateway) *production {
 	g.t.Helper()
 	kernels.Require(g.t, "nft_masquerade")
 	if err := g.Masquerade(); err != nil {
 		g.t.Fatal(err)
 	}
+	return newStreams(g)
+}
+
+// newStreams starts listening at both ends; nothing is sent yet but the first packet
+// of the flow, which makes the translation.
+func newStreams(g *gateway) *production {
+	g.t.Helper()
 	p := &production{t: g.t, server: g.Servers[0], outside: g.Outside[0],
 		up: &flow{name: "server to outside", pace: fastPace}, down: &flow{name: "outside to server", pace: fastPace}}
 

@@ -1,0 +1,234 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"golang.org/x/sys/unix"
+
+	"tapgate/test/lab"
+	pkt "tapgate/test/packet"
+)
+
+// racePorts is how many outside ports each protocol and address has.
+const racePorts = 64
+
+var raceConfig = gateZones + fmt.Sprintf(`
+nat:
+  masquerade:
+    - {from: internal, to: external, ipv6: true, ports: "20000-%d"}
+  forwards:
+    - {name: race, in: external, proto: udp, port: 4000, to: "192.168.3.200:4000"}
+    - {name: race6, in: external, proto: udp, port: 4000, to: "[2001:db8:3::c8]:4000"}
+`, 20_000+racePorts-1)
+
+// twoCPUs are two that this process may use, or one twice.
+func twoCPUs(t *testing.T) (cpus [2]int) {
+	t.Helper()
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for cpu := 0; n < 2 && cpu < 1024; cpu++ {
+		if set.IsSet(cpu) {
+			cpus[n] = cpu
+			n++
+		}
+	}
+	if n == 1 {
+		cpus[1] = cpus[0]
+		t.Logf("one CPU only: nothing can happen at the same time")
+	}
+	return cpus
+}
+
+// atOnce runs two senders, each on a CPU of its own: what they send is handled
+// there, too. They begin at the same moment.
+func atOnce(t *testing.T, one, two func() error) {
+	t.Helper()
+	cpus := twoCPUs(t)
+	var ready, done sync.WaitGroup
+	start := make(chan struct{})
+	for i, f := range []func() error{one, two} {
+		ready.Add(1)
+		done.Go(func() {
+			runtime.LockOSThread() // never unlocked: the thread goes with the goroutine
+			var set unix.CPUSet
+			set.Set(cpus[i])
+			err := unix.SchedSetaffinity(0, &set)
+			ready.Done()
+			<-start
+			if err == nil {
+				err = f()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	ready.Wait()
+	close(start)
+	done.Wait()
+}
+
+// fenceBoth is fence for what was sent by atOnce: each CPU has a queue of its own.
+func (g *gate) fenceBoth(all ...*peer) {
+	g.t.Helper()
+	for _, p := range all {
+		gw := p.Addr.As4()
+		gw[3] = 1
+		knock := p.sendAll([][]byte{pkt.ARPRequest(p.MAC, p.Addr, netip.AddrFrom4(gw))})
+		answers := func(frames []lab.Frame) int {
+			return len(lab.Select(frames, func(f lab.Frame) bool { kind, _ := f.EtherType(); return kind == 0x0806 }))
+		}
+		before := answers(p.Frames())
+		atOnce(g.t, knock, knock)
+		if _, err := p.WaitFor(func(frames []lab.Frame) bool { return answers(frames) >= before+2 }, gateWait); err != nil {
+			g.t.Fatalf("the gateway does not answer %s: %v", p.Addr, err)
+		}
+	}
+}
+
+// sendAll sends prepared frames as fast as can be.
+func (p *peer) sendAll(frames [][]byte) func() error {
+	return func() error {
+		for _, f := range frames {
+			if err := p.Send(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// opener is the first packet of a flow: a datagram, or a SYN with the text.
+func (p *peer) opener(proto uint8, from uint16, to netip.AddrPort, text string) []byte {
+	if proto == pkt.ProtoUDP {
+		return p.frame(to.Addr(), pkt.UDP(from, to.Port()), gopacket.Payload(text))
+	}
+	return p.frame(to.Addr(), pkt.Segment(from, to.Port(), pkt.SYN, 1, 0, 0), gopacket.Payload(text))
+}
+
+// seenAs waits for n frames beyond those before and says from which endpoints the
+// texts in them came.
+func (p *peer) seenAs(before, n int) map[string][]netip.AddrPort {
+	seen := map[string][]netip.AddrPort{}
+	// If some are missing, the caller tells which.
+	frames, _ := p.WaitFor(func(all []lab.Frame) bool { return len(all) >= before+n }, gateWait)
+	for _, f := range frames[before:] {
+		if got, err := pkt.Parse(f.Data); err == nil && len(got.Payload) > 0 {
+			seen[string(got.Payload)] = append(seen[string(got.Payload)], got.Src)
+		}
+	}
+	return seen
+}
+
+// Two CPUs claim outside ports at the same time, for hosts with equal source
+// ports, until every port is taken: each goes to one of them, none is left over,
+// and no claim is left half.
+func TestStressClaims(t *testing.T) {
+	g := newGate(t, raceConfig)
+	a, b, out := g.station(atInside, 0), g.station(atInside, 1), g.station(atOutside, 0)
+	const rounds = 4
+	for round := range rounds {
+		if round > 0 {
+			g.apply(raceConfig) // the timers as they were
+		}
+		var frames [2][][]byte
+		for port := range uint16(racePorts / 2) {
+			for _, proto := range []uint8{pkt.ProtoUDP, pkt.ProtoTCP} {
+				for _, v6 := range []bool{false, true} {
+					for i, p := range []*peer{a, b} {
+						text := fmt.Sprintf("%d of %s proto %d", port, p.ip(v6), proto)
+						frames[i] = append(frames[i], p.opener(proto, 5000+port, out.at(v6, 9000), text))
+					}
+				}
+			}
+		}
+		before := len(out.Frames())
+		atOnce(t, a.sendAll(frames[0]), b.sendAll(frames[1]))
+		g.fenceBoth(a, b)
+		seen := out.seenAs(before, 4*racePorts)
+		if len(seen) != 4*racePorts {
+			t.Errorf("%d ports, and %d of %d first packets arrived", racePorts, len(seen), 4*racePorts)
+		}
+		owners := map[string]string{}
+		for text, from := range seen {
+			key := text[len(text)-8:] + from[0].String() // with the protocol
+			if was, twice := owners[key]; twice {
+				t.Errorf("%q and %q came from %s", was, text, from[0])
+			}
+			owners[key] = text
+		}
+		table := g.consistent()
+		if n := len(table.sessions); n != 2*4*racePorts {
+			t.Errorf("%s, want %d flows", table.size(), 4*racePorts)
+		}
+		g.empty()
+	}
+}
+
+// Two CPUs have packets of one inside endpoint at the same time: to several
+// remotes, which makes one mapping, and twice the first packet of one flow, which
+// makes one flow. From outside through a forward likewise.
+func TestStressSameEndpoint(t *testing.T) {
+	g := newGate(t, raceConfig)
+	in, out, server := g.station(atInside, 0), g.station(atOutside, 0), g.stationAt(g.in[0], 200)
+	const ports = racePorts / 2
+	g.families(func(g *gate, v6 bool) {
+		g.apply(raceConfig)
+		one, two, front := out.at(v6, 9000), out.at(v6, 9001), netip.AddrPortFrom(g.outside(v6), 4000)
+		var frames [2][][]byte
+		for port := range uint16(ports) {
+			frames[0] = append(frames[0], in.opener(pkt.ProtoUDP, 5000+port, one, fmt.Sprint("first ", port)),
+				in.opener(pkt.ProtoTCP, 5000+port, one, fmt.Sprint("same ", port)))
+			frames[1] = append(frames[1], in.opener(pkt.ProtoUDP, 5000+port, two, fmt.Sprint("second ", port)),
+				in.opener(pkt.ProtoTCP, 5000+port, one, fmt.Sprint("same ", port)))
+		}
+		before := len(out.Frames())
+		atOnce(g.t, in.sendAll(frames[0]), in.sendAll(frames[1]))
+		g.fenceBoth(in)
+		seen := out.seenAs(before, 4*ports)
+		for port := range ports {
+			first, second, same := seen[fmt.Sprint("first ", port)], seen[fmt.Sprint("second ", port)], seen[fmt.Sprint("same ", port)]
+			if len(first) != 1 || len(second) != 1 || len(same) != 2 {
+				g.t.Errorf("port %d: of both datagrams and both SYNs arrived %v, %v and %v", port, first, second, same)
+				continue
+			}
+			if first[0] != second[0] || same[0] != same[1] {
+				g.t.Errorf("one endpoint came from %s and %s, and one flow from %v", first[0], second[0], same)
+			}
+		}
+		if n := len(g.consistent().sessions); n != 2*3*ports {
+			g.t.Errorf("%d halves of %d flows", n, 3*ports)
+		}
+
+		frames = [2][][]byte{}
+		for port := range uint16(ports) {
+			for i := range frames {
+				frames[i] = append(frames[i], out.opener(pkt.ProtoUDP, 7000+port, front, fmt.Sprint("forwarded ", port)))
+			}
+		}
+		before = len(server.Frames())
+		atOnce(g.t, out.sendAll(frames[0]), out.sendAll(frames[1]))
+		g.fenceBoth(out)
+		seen = server.seenAs(before, 2*ports)
+		for port := range ports {
+			if n := len(seen[fmt.Sprint("forwarded ", port)]); n != 2 {
+				g.t.Errorf("of both datagrams of port %d %d were forwarded", 7000+port, n)
+			}
+		}
+		if n := len(g.consistent().sessions); n != 2*4*ports {
+			g.t.Errorf("%d halves of %d flows", n, 4*ports)
+		}
+		if g.t.Failed() {
+			g.t.Log(g.drops())
+		}
+		g.empty()
+	})
+}
