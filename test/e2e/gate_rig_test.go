@@ -86,6 +86,9 @@ func (g *gate) freshLab(opts ...lab.Option) *gate {
 // newGateLab are the networks before a configuration is in force.
 func newGateLab(t *testing.T, opts ...lab.Option) *gate {
 	t.Helper()
+	if err := gateclock.Await(); err != nil {
+		t.Fatal(err)
+	}
 	g := &gate{
 		gateway:  newGateway(t, append([]lab.Option{lab.Servers(2), lab.Outside(2)}, opts...)...),
 		stations: &[3]atomic.Int32{}, texts: &atomic.Int32{},

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // Clock is the time of the flows in a gateway's maps.
@@ -136,6 +137,25 @@ func typeOf(m *ebpf.Map, name string, into any) error {
 		return err
 	}
 	return types.TypeByName(name, into)
+}
+
+// longest is more than any test has go by for one flow; longer timers are set
+// shorter with SetTimer.
+const longest = 10 * time.Minute
+
+// Await returns when the machine has been up for long enough for Pass: a machine
+// that was made for the tests may just have booted. Call it before there are flows.
+func Await() error {
+	for {
+		var up unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+			return err
+		}
+		if time.Duration(up.Nano()) >= longest {
+			return nil
+		}
+		time.Sleep(time.Second)
+	}
 }
 
 // Pass has d go by for the flows and bindings of these hosts, or of all if none
