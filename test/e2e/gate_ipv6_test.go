@@ -21,6 +21,7 @@ nat:
 // IPv6 without translation: flows from inside and their replies, errors about them,
 // and nothing else.
 func TestGateIPv6(t *testing.T) {
+	awaitUptime(t)
 	g := newGate(t, gatePlain6)
 	in, out, router := g.station(atInside, 0), g.station(atOutside, 0), g.station(atOutside, 1)
 	if ext := g.mapUDP(in, 5000, out, 9000, true); ext != in.at(true, 5000) {

@@ -34,6 +34,7 @@ func TestGateRFC(t *testing.T) { tryRows(t, loader.AttachAuto) }
 func TestGateRFCClsact(t *testing.T) { tryRows(t, loader.AttachClsact) }
 
 func tryRows(t *testing.T, kind loader.AttachKind) {
+	awaitUptime(t)
 	shared := (&gate{gateway: &gateway{t: t, kind: kind}}).fresh(gateBoth)
 	for _, row := range rfcRows() {
 		t.Run(row.id, func(t *testing.T) {

@@ -86,9 +86,6 @@ func (g *gate) freshLab(opts ...lab.Option) *gate {
 // newGateLab are the networks before a configuration is in force.
 func newGateLab(t *testing.T, opts ...lab.Option) *gate {
 	t.Helper()
-	if err := gateclock.Await(); err != nil {
-		t.Fatal(err)
-	}
 	g := &gate{
 		gateway:  newGateway(t, append([]lab.Option{lab.Servers(2), lab.Outside(2)}, opts...)...),
 		stations: &[3]atomic.Int32{}, texts: &atomic.Int32{},
@@ -99,6 +96,14 @@ func newGateLab(t *testing.T, opts ...lab.Option) *gate {
 	g.stations[atOpen].Store(gateOpen)
 	g.stations[atOutside].Store(20)
 	return g
+}
+
+// awaitUptime is for tests that let time pass: call it before there are flows.
+func awaitUptime(t *testing.T) {
+	t.Helper()
+	if err := gateclock.Await(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // with is the same gateway for another (sub)test.
