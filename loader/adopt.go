@@ -300,7 +300,8 @@ func (l leaving) toConntrack() (handed int, failed error) {
 		}
 		// What the kernel knows of it has no translation, and never gets one.
 		if err := ct.remove(tupleAttr(nl.CTA_TUPLE_ORIG, in), in.src.Is6()); err != nil {
-			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: take %s of %s out: %w", flowProtoName(in.proto), in.src, err)
+			failed = firstOf(failed, fmt.Errorf("hand flows to the kernel's connection tracking: take %s of %s out: %w", flowProtoName(in.proto), in.src, err))
+			continue
 		}
 		goesOn := in.proto == unix.IPPROTO_TCP && timer == tapgateTgTimerTG_TIMER_TCP_ESTABLISHED ||
 			in.proto == unix.IPPROTO_UDP && flowAnswered(&f.in, &f.out, in.proto)
@@ -320,10 +321,19 @@ func (l leaving) toConntrack() (handed int, failed error) {
 			return handed, nil // no NAT in this kernel
 		case errors.Is(err, unix.EEXIST):
 		case err != nil:
-			return handed, fmt.Errorf("hand flows to the kernel's connection tracking: put %s of %s in: %w", flowProtoName(in.proto), in.src, err)
+			failed = firstOf(failed, fmt.Errorf("hand flows to the kernel's connection tracking: put %s of %s in: %w", flowProtoName(in.proto), in.src, err))
 		default:
 			handed++
 		}
 	}
-	return handed, nil
+	return handed, failed
+}
+
+// firstOf keeps the first error: the others have the same reason, and one flow must
+// not keep the rest from being handed over.
+func firstOf(first, next error) error {
+	if first != nil {
+		return first
+	}
+	return next
 }

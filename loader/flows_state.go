@@ -34,6 +34,12 @@ func flowAnswered(in, out *tapgateTgSession, proto uint8) bool {
 // state of a flow is computed from its halves and stored nowhere.
 func flowState(in, out *tapgateTgSession, proto uint8) (timer tapgateTgTimer, since uint64) {
 	since = max(in.Last, out.Last)
+	// RFC 7857, 4: where everybody may send in, only the inside keeps it.
+	if in.Origin == uint8(tapgateTgOriginTG_ORIGIN_EIF) {
+		if since = in.Last; since == 0 {
+			since = in.Created
+		}
+	}
 	if (in.Flags|out.Flags)&flowLeft == 0 {
 		return tapgateTgTimerTG_TIMER_PROVISIONAL, since
 	}
@@ -51,12 +57,6 @@ func flowState(in, out *tapgateTgSession, proto uint8) (timer tapgateTgTimer, si
 		}
 		return tapgateTgTimerTG_TIMER_TCP_OPENING, since
 	case unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE:
-		// RFC 4787, REQ-6: where everybody may send in, only the inside keeps it.
-		if in.Origin == uint8(tapgateTgOriginTG_ORIGIN_EIF) {
-			if since = in.Last; since == 0 {
-				since = in.Created
-			}
-		}
 		if flowAnswered(in, out, proto) {
 			return tapgateTgTimerTG_TIMER_UDP, since
 		}

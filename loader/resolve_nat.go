@@ -99,6 +99,12 @@ func (r *resolver) checkGateway() {
 	for i, m := range g.nat.Masquerades {
 		r.checkMasquerade(fmt.Sprintf("nat.masquerade[%d]", i), m, facts)
 	}
+	for i, f := range g.nat.Forwards {
+		if l := r.topo.owner(f.To); l != nil {
+			r.fail(fmt.Sprintf("nat.forwards[%d].to", i), "%s is the gateway's own address (of %s): a forward leads to another host; what the gateway itself offers is its own firewall's business",
+				f.To, l.Attrs().Name)
+		}
+	}
 	g.sysctls = r.wantedSysctls(g)
 	r.out.gateway = g
 	if len(r.errs) > 0 {

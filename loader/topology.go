@@ -97,7 +97,7 @@ func (t *topology) find(name string) netlink.Link {
 func (t *topology) names() string {
 	var names []string
 	for _, l := range t.links {
-		if l.Attrs().Flags&net.FlagLoopback == 0 {
+		if l.Attrs().Flags&net.FlagLoopback == 0 && l.Attrs().Name != reassemblyNear { // ours
 			names = append(names, l.Attrs().Name)
 		}
 	}
