@@ -184,13 +184,15 @@ static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
 
 static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g)
 {
+	const struct tg_session *other;
 	__u32 flags = g->tcp_flags;
 
 	if (flags & TG_TCP_RST) {
 		/* RFC 7857 2.2, and an RST that answers must not refresh. */
 		h->tcp |= TG_SAW_RST;
-		if (h->reset <= h->last) /* the first of several */
-			h->reset = g->now;
+		other = bpf_map_lookup_elem(&tg_sessions, &h->other);
+		if (h->reset <= tg_later_of(h->last, other ? other->last : 0))
+			h->reset = g->now; /* the first since there was data */
 		return;
 	}
 	if ((flags & (TG_TCP_SYN | TG_TCP_ACK)) == TG_TCP_SYN)

@@ -268,7 +268,7 @@ func (r rng) shape(v4 bool) shape {
 	s := shape{
 		proto: oneOf[uint8](r, unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE,
 			unix.IPPROTO_DCCP, unix.IPPROTO_SCTP, unix.IPPROTO_GRE, unix.IPPROTO_ESP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMP),
-		tags: oneOf(r, 0, 0, 0, 1, 2), options: oneOf(r, 0, 0, 0, 1, 2), payload: r.noise(2 + r.IntN(200)), ttl: 64,
+		options: oneOf(r, 0, 0, 0, 1, 2), payload: r.noise(2 + r.IntN(200)), ttl: 64,
 		tcpFlags: 2,
 	}
 	if s.query() {
@@ -283,7 +283,7 @@ func (r rng) shape(v4 bool) shape {
 
 // answer is the shape of what comes back.
 func (r rng) answer(s shape) shape {
-	s.tags, s.options, s.payload = oneOf(r, 0, 1), oneOf(r, 0, 0, 1), r.noise(2+r.IntN(200))
+	s.options, s.payload = oneOf(r, 0, 0, 1), r.noise(2+r.IntN(200))
 	s.noSum = s.proto == unix.IPPROTO_UDP && r.chance(5)
 	switch s.icmpType {
 	case 8:
@@ -300,7 +300,7 @@ func (r rng) answer(s shape) shape {
 // report is an error about a packet of some shape.
 func (r rng) report(v4 bool, about shape) report {
 	about.tags, about.ttl, about.first = 0, 1, r.chance(5)
-	q := report{outer: shape{ttl: 61, tags: oneOf(r, 0, 0, 1)}, quoted: about, keep: oneOf(r, 8, 8, 12, 16, 18, 20, 1000)}
+	q := report{outer: shape{ttl: 61}, quoted: about, keep: oneOf(r, 8, 8, 12, 16, 18, 20, 1000)}
 	if v4 {
 		q.outer.icmpType, q.outer.options = oneOf[uint8](r, 3, 11, 12), oneOf(r, 0, 1)
 	} else {

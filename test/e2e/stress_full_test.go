@@ -12,7 +12,6 @@ import (
 // A full table: flows that are alive stay, new ones are refused, counted, and told
 // so; when there is room again they come in.
 func TestStressFullTable(t *testing.T) {
-	awaitUptime(t)
 	const size = 128
 	g := newGate(t, gateZones+`
 nat:
@@ -112,7 +111,6 @@ func (g *gate) emptyFlows() {
 // A flow that was flushed: its tuple is nobody's for a moment, its port nobody
 // else's for two minutes, and its own host gets the same port again at once.
 func TestStressFlushed(t *testing.T) {
-	awaitUptime(t)
 	const config = gateZones + `
 nat:
   masquerade:
