@@ -112,7 +112,8 @@ __noinline int tg_try_port(struct __sk_buff *skb, __u32 try)
 }
 
 /* One more session on a binding that is there. 0: it is about to go, or its address
- * has gone, and nothing but its rest is left. */
+ * has gone, and nothing but its rest is left. NEW is as good as live: where the inside
+ * key was found, the claim has been won. */
 static __always_inline int tg_hold_binding(struct tg_gate *g)
 {
 	struct tg_binding *b = bpf_map_lookup_elem(&tg_bindings, &g->endpoint2);
@@ -121,7 +122,7 @@ static __always_inline int tg_hold_binding(struct tg_gate *g)
 	if (!b)
 		return 0;
 	bpf_spin_lock(&b->lock);
-	ok = b->life == TG_LIFE_LIVE && (ours || b->sessions) &&
+	ok = (b->life == TG_LIFE_LIVE || b->life == TG_LIFE_NEW) && (ours || b->sessions) &&
 	     tg_same_endpoint(&b->other, &g->endpoint) && tg_same_endpoint(&b->self, &g->endpoint2);
 	if (ok)
 		b->sessions++;

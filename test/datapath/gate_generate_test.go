@@ -272,13 +272,10 @@ func (w *world) complaint(from netip.Addr, h heard) (talk, bool) {
 	if w.chance(5) {
 		quoted = quoted[:min(len(quoted), w.n(header+8))] // too short to say anything
 	}
-	if w.chance(5) {
-		quoted[w.n(len(quoted)+1)%max(1, len(quoted))] ^= 1 << w.n(8)
+	if len(quoted) > 0 && w.chance(5) {
+		quoted[w.n(len(quoted))] ^= 1 << w.n(8)
 	}
 	p.payload = quoted
-	if p.payload == nil {
-		p.payload = []byte{}
-	}
 	return p, true
 }
 

@@ -69,12 +69,14 @@ func (w *world) story(err error) string {
 	return fmt.Sprintf("%v\nscenario %s; the last steps:\n%s", err, scenarios[max(0, w.scenario)].name, strings.Join(w.log, "\n"))
 }
 
-// TestGatewayRandom runs random packets through program and model. The
-// environment says how many, and from which seed:
+// TestGatewayRandom runs random packets through program and model: always the same
+// sequences, as far as the packets go; ports are the program's choice. It is for the
+// running kernel: an emulated one is too slow for the model's short timers. The
+// environment says how many packets, and from which seed:
 // TAPGATE_MODEL_PACKETS=10000000 TAPGATE_MODEL_SEED=1.
 func TestGatewayRandom(t *testing.T) {
 	requireIngressIfindex(t)
-	packets, seed := 12000, uint64(time.Now().UnixNano())
+	packets, seed := 12000, uint64(1)
 	if s := os.Getenv("TAPGATE_MODEL_PACKETS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -95,7 +97,7 @@ func TestGatewayRandom(t *testing.T) {
 		w.dice = &dice{rnd: rand.New(rand.NewPCG(seed+n, 0))}
 		err := gate.Gateway.Do(func() error { return w.sequence(min(perSequence, packets-w.runs)) })
 		if err != nil {
-			t.Fatalf("TAPGATE_MODEL_SEED=%d, after %d packets: %s %s", seed+n, w.runs, w.story(err), w.debugSweep())
+			t.Fatalf("TAPGATE_MODEL_SEED=%d, after %d packets: %s", seed+n, w.runs, w.story(err))
 		}
 		if time.Since(last) > 10*time.Second {
 			last = time.Now()

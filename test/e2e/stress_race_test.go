@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -223,17 +224,16 @@ func TestStressSameEndpoint(t *testing.T) {
 		seen := out.seenAs(before)
 		for port := range ports {
 			first, second, same := seen[fmt.Sprint("first ", port)], seen[fmt.Sprint("second ", port)], seen[fmt.Sprint("same ", port)]
-			if len(first) != 1 || len(second) != 1 || len(same) == 0 {
+			if len(first)+len(second) == 0 || len(same) == 0 {
 				g.t.Errorf("port %d: of both datagrams and both SYNs arrived %v, %v and %v", port, first, second, same)
 				continue
 			}
-			lost += 2 - len(same)
-			if first[0] != second[0] || same[0] != same[len(same)-1] {
-				g.t.Errorf("one endpoint came from %s and %s, and one flow from %v", first[0], second[0], same)
-			}
+			lost += 4 - len(first) - len(second) - len(same)
+			sameFrom(g.t, "datagrams at the same time", slices.Concat(first, second)...)
+			sameFrom(g.t, "SYNs at the same time", same...)
 		}
-		if n := len(g.consistent().sessions); n != 2*3*ports {
-			g.t.Errorf("%d halves of %d flows", n, 3*ports)
+		if n := len(g.consistent().sessions); n > 2*3*ports || n < 2*(3*ports-lost) {
+			g.t.Errorf("%d halves of %d flows, %d first packets lost", n, 3*ports, lost)
 		}
 
 		frames = [2][][]byte{}
@@ -253,12 +253,12 @@ func TestStressSameEndpoint(t *testing.T) {
 			}
 			lost += 2 - n
 		}
-		if n := len(g.consistent().sessions); n != 2*4*ports {
-			g.t.Errorf("%d halves of %d flows", n, 4*ports)
+		if n := len(g.consistent().sessions); n > 2*4*ports || n < 2*(4*ports-lost) {
+			g.t.Errorf("%d halves of %d flows, %d first packets lost", n, 4*ports, lost)
 		}
 		g.empty()
 	})
-	// The second first packet of a flow may meet the first half way.
+	// One of two first packets may meet the other's flow or mapping half way.
 	if lost > ports/4 {
 		t.Errorf("of %d flows %d first packets were lost", 4*ports, lost)
 	}

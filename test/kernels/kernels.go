@@ -29,7 +29,7 @@ type List struct {
 type Test struct {
 	Package string `json:"package"` // as for "go test", from the top of the repository
 	Run     string `json:"run"`     // -test.run, or empty for all
-	Skip    string `json:"skip"`    // -test.skip
+	Skip    string `json:"skip"`    // -test.skip, or empty for none
 }
 
 // Kernel is one kernel of the list.

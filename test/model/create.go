@@ -55,7 +55,7 @@ func (s *step) figures(inside netip.Addr, most bool) (n figures) {
 			continue
 		}
 		n.flows++
-		if h.host == inside {
+		if h.host == inside && (most || h.origin != Forwarded && h.origin != ByMapping) {
 			n.ofHost++
 		}
 		if h.settled || h.answered && !most {
@@ -89,7 +89,11 @@ func (s *step) room(inside netip.Addr, forwarded bool) (*result, error) {
 	if s.did.Reason == "drop_table_full" {
 		return drop("drop_table_full"), nil
 	}
-	if n := s.figures(inside, false); s.did.Verdict != Drop && limits.reached(n, forwarded) {
+	n := s.figures(inside, false)
+	if forwarded { // these have a share of their own
+		n.ofHost = 0
+	}
+	if s.did.Verdict != Drop && limits.reached(n, forwarded) {
 		return nil, differ("a flow was made beyond the limits %+v: there are %+v", limits, n)
 	}
 	return nil, nil

@@ -97,6 +97,10 @@ func (s *step) errorOfFlow(p *datagram) bool {
 
 // inbound is external ingress.
 func (s *step) inbound(zone *Zone, p *datagram) (*result, error) {
+	// What the gateway itself speaks without ports comes to it, not to a flow.
+	if (p.kind == failure || p.kind == other) && s.own[p.flow().Turned()] && s.did.Reason == "pass_to_host" {
+		return s.alone(), nil
+	}
 	ours := p.tuple.Dst.IsValid() && s.cfg.ours(p.tuple.Dst) != nil
 	switch p.kind {
 	case none:
@@ -114,7 +118,7 @@ func (s *step) inbound(zone *Zone, p *datagram) (*result, error) {
 				return drop("drop_malformed"), nil
 			}
 			// Not about a flow: the host checks for itself.
-			if h := s.lookup(s.now, p.flow()); h == nil || h.flushed {
+			if h := s.lookup(s.now, p.flow()); h == nil || h.flushed || s.now >= h.deadline(s.cfg.Timers) {
 				return s.alone(), nil
 			}
 			return drop("drop_malformed"), nil
