@@ -87,21 +87,29 @@ func (g *gate) ownPorts(v6 bool) {
 	in, other := g.station(atInside, 0), g.station(atOutside, 1)
 	taken := map[uint8]map[uint16]uint16{pkt.ProtoUDP: {}, pkt.ProtoTCP: {}}
 	for proto, ports := range taken {
+		sent := map[string]uint16{}
 		for port := range uint16(12) {
 			text := g.text()
+			sent[text] = 5000 + port
 			in.raw(in.opener(proto, 5000+port, other.at(v6, 9000), text))
 			g.fenceBoth(in)
+		}
+		// The first ones may wait for a neighbour, behind the fence's back.
+		waitFor(g.t, "six ports are taken", func() bool {
 			for _, f := range other.Frames() {
-				if got, err := pkt.Parse(f.Data); err == nil && string(got.Payload) == text {
-					ports[got.Src.Port()] = 5000 + port
+				if got, err := pkt.Parse(f.Data); err == nil {
+					if from, is := sent[string(got.Payload)]; is {
+						ports[got.Src.Port()] = from
+					}
 				}
 			}
-		}
+			return len(ports) >= 6
+		})
 	}
-	if _, is := taken[pkt.ProtoTCP][20_000]; is || len(taken[pkt.ProtoTCP]) < 6 {
+	if _, is := taken[pkt.ProtoTCP][20_000]; is {
 		g.t.Errorf("ports of TCP flows, with a listener at 20000: %v", taken[pkt.ProtoTCP])
 	}
-	if _, is := taken[pkt.ProtoUDP][20_002]; is || len(taken[pkt.ProtoUDP]) < 6 {
+	if _, is := taken[pkt.ProtoUDP][20_002]; is {
 		g.t.Errorf("ports of UDP flows, with a socket at 20002: %v", taken[pkt.ProtoUDP])
 	}
 	all("with flows beside")
