@@ -13,6 +13,7 @@
 #include "copy.h"
 #include "deliver.h"
 #include "dmz.h"
+#include "fast.h"
 #include "gate_external.h"
 #include "gate_inside.h"
 #include "generation.h"
@@ -88,6 +89,7 @@ int tapgate_tap_in(struct __sk_buff *skb)
 		return tg_finish_copy(skb->len, TG_INGRESS);
 	if (!s || tg_look(skb))
 		return TC_ACT_UNSPEC;
+	tg_forget_fast(skb);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
@@ -98,11 +100,14 @@ int tapgate_tap_in(struct __sk_buff *skb)
 	reason = TG_PASS_NOT_TAPPED;
 	back = tg_is_reassembled(skb);
 	if (m->ncopies && !back) {
-		tg_tap(skb, s, gen, m, 0, TG_INGRESS);
+		tg_tap(skb, s, m, 0, gen << 1 | TG_INGRESS);
 		reason = TG_PASS_TAPPED;
 	}
-	if (m->gateway)
-		reason = tg_gate_in(skb, m, gen);
+	if (m->gateway) {
+		reason = back ? 0 : tg_fast(skb, gen, tg_fast_what(m));
+		if (!reason)
+			reason = tg_gate_in(skb, m, gen);
+	}
 	if (back) { /* seen before */
 		s->wire.count.packets = 0;
 		s->wire.count.bytes = 0;
@@ -115,7 +120,7 @@ SEC("tc")
 int tapgate_tap_out(struct __sk_buff *skb)
 {
 	struct tg_scratch *s = tg_own_scratch();
-	int reason = TG_PASS_NOT_TAPPED;
+	int reason = TG_PASS_NOT_TAPPED, fast;
 	struct tg_member *m;
 	__u64 without;
 	__u32 gen;
@@ -126,11 +131,12 @@ int tapgate_tap_out(struct __sk_buff *skb)
 		return tg_finish_copy(skb->len, TG_EGRESS);
 	if (!s || tg_look(skb))
 		return TC_ACT_UNSPEC;
+	fast = tg_is_fast(skb);
 	gen = tg_generation();
 	m = tg_member(gen, skb->ifindex);
 	if (!m)
 		return tg_finish(0, TG_EGRESS, TG_PASS_NOT_MEMBER, &s->wire.count);
-	if (m->gateway) {
+	if (m->gateway && !fast) {
 		reason = tg_gate_out(skb, m, gen);
 		if (tg_code(reason) == TC_ACT_SHOT) {
 			tg_finish(m->slot, TG_EGRESS, reason, &s->wire.count);
@@ -142,9 +148,13 @@ int tapgate_tap_out(struct __sk_buff *skb)
 		skb->tc_index = 0; /* it has done its work */
 		if (without)
 			tg_duplicate(m->slot);
-		tg_tap(skb, s, gen, m, without, TG_EGRESS);
+		tg_tap(skb, s, m, without, gen << 1 | TG_EGRESS);
 		if (!m->gateway)
 			reason = TG_PASS_TAPPED;
+	}
+	if (fast) {
+		tg_finish(m->slot, TG_EGRESS, TG_PASS_FAST, &s->wire.count);
+		return TC_ACT_UNSPEC;
 	}
 	return tg_finish(m->slot, TG_EGRESS, reason, &s->wire.count);
 }

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Version of everything that is pinned. A binary refuses state of another one. */
-#define TG_LAYOUT 2
+#define TG_LAYOUT 3
 
 #define TG_MAX_MIRRORS 64  /* one bit each in tg_member.mirrors */
 #define TG_MAX_TARGETS 256 /* over all mirrors */
@@ -70,6 +70,7 @@ enum tg_reason {
 	TG_PASS_FRAGMENT,    /* a later fragment of a known packet */
 	TG_PASS_REASSEMBLED, /* handed to the kernel to be put in order */
 	TG_PASS_HAIRPIN,     /* turned round to another internal host */
+	TG_PASS_FAST,	     /* of a flow, past the stack: ingress redirects, egress only copies */
 	TG_DROP_POLICY,	     /* a policy says so */
 	TG_DROP_ZONE,	     /* the zones' defaults say so */
 	TG_DROP_SPOOFED,     /* a source that its zone does not have */

@@ -86,6 +86,8 @@ struct tg_rule {
 	__u32 pool_count;  /* 0 with TG_MASQ_OWN_ADDR */
 	__u16 lo[2];	   /* MASQUERADE: port ranges, host order, both ends within; hi 0: none */
 	__u16 hi[2];
+	/* MASQUERADE: bit p % 64 is set if a forward may have outside port p */
+	__u64 forwarded;
 };
 
 /* Policies as bits, in the order of the file: the first set bit of
@@ -121,6 +123,12 @@ struct tg_setting {
 	__u32 max_fresh; /* flows that were never answered: half of them */
 	__u32 max_per_host;
 	__u32 max_forwarded; /* fresh flows that forwards admitted: an eighth */
+	/* What one host may have, or end at a time to make room for its own. Each of
+	 * these has a port, and half of the ports must be left to the others. */
+	__u32 max_fresh_host;
+	__u32 max_recycled;
+	__u32 fast;   /* 1: known flows pass by the stack; 0: the kernel forwards every packet */
+	__u32 serial; /* another one in each generation that was ever in force */
 	__u32 pad;
 	__u64 adopt_until; /* boot time, ns: until then mid-stream TCP from inside makes flows */
 	__u64 timers[TG_TIMERS]; /* ns */
@@ -194,32 +202,56 @@ enum tg_counted {
 #define TG_FLOW_LEFT 2u	     /* seen to leave on the other side */
 #define TG_FLOW_CLAMP 4u     /* SYNs have their MSS clamped */
 
+/* Where a flow's remote is permitted: anchor only. */
+enum tg_bound {
+	TG_BOUND_NOT = 0, /* it has no binding */
+	TG_BOUND_FIRST,	  /* in the binding itself */
+	TG_BOUND_REMOTE,  /* in tg_remotes */
+};
+
+/* Words of tg_session.way, each with the same number of 16 bits on top, so that a
+ * reader knows whether all are of one time. */
+enum tg_way {
+	TG_WAY_DMAC = 0, /* 48 bits */
+	TG_WAY_SMAC,
+	TG_WAY_OUT,   /* interface, 32 bits; MTU, 16 bits */
+	TG_WAY_UNTIL, /* when it ends, boot time in units of 2^20 ns, 32 bits; 15 bits of
+			 tg_setting.serial; whether mirrors of the inside interface take it */
+	TG_WAY_WORDS,
+};
+
+/* What each packet of a known flow reads or writes comes first: with a million flows
+ * the cache lines count. */
 struct tg_session {
 	struct tg_tuple other; /* key of the other half; turned round it is what this half's
 				  packets become */
-	__u64 created;	       /* boot time, ns */
-	__u64 last;	       /* of this half's last packet that keeps the flow alive */
-	__u64 reset;	       /* TCP: of the last RST */
+	__u64 last; /* boot time, ns, of this half's last packet that keeps the flow alive */
 	__u64 packets;
 	__u64 bytes;
-	__u64 copied; /* packets that a mirror of the inside interface took */
-	__u32 rule;   /* number of the policy, forward or masquerade rule + 1, 0 for none */
-	__u8 half;    /* enum tg_half */
-	__u8 origin;  /* enum tg_origin */
-	__u8 tcp;     /* TG_SAW_* */
-	__u8 flags;   /* TG_FLOW_* */
+	__u64 copied;		 /* packets that a mirror of the inside interface took */
+	__u64 stacked;		 /* boot time, ns, of the last packet that took the stack */
+	__u64 way[TG_WAY_WORDS]; /* of the fast path: see fast.h */
+	__u32 ifindex; /* where the last packet came in that the stack let through; 0: none yet */
+	__u32 whole;   /* length from the network header on that the stack let through */
+	__u8 hint;     /* 1: look at the anchor's life before using this half */
+	__u8 half;     /* enum tg_half */
+	__u8 tcp;      /* TG_SAW_* */
+	__u8 flags;    /* TG_FLOW_* */
+	__u8 fast;     /* 1: its last packet took the fast path */
+	__u8 origin;   /* enum tg_origin */
 	__u8 inside_zone;
 	__u8 outside_zone;
-	__u8 hint;     /* 1: look at the anchor's life before using this half */
-	__u8 bound;    /* 1: has a binding and a permitted remote */
-	__u32 ifindex; /* of the interface that this half's packets came in by */
-	__u8 fresh;    /* anchor: counted as never answered */
-	__u8 counted;  /* anchor: enum tg_counted */
-	__u8 pad[6];
-	__u64 way[4]; /* for the fast path: MACs, interface, MTU, when looked up */
-	__u64 since;  /* anchor: boot time of the last change of life */
-	__u32 life;   /* anchor: enum tg_life */
+	__u8 fresh;   /* anchor: counted as never answered */
+	__u8 counted; /* anchor: enum tg_counted */
+	__u8 bound;   /* anchor: enum tg_bound */
+	__u8 pad;
+	__u32 rule; /* number of the policy, forward or masquerade rule + 1, 0 for none */
+	__u32 life; /* anchor: enum tg_life */
 	struct bpf_spin_lock lock;
+	__u64 created; /* boot time, ns */
+	__u64 reset;   /* TCP: boot time, ns, of the last RST */
+	__u64 since;   /* anchor: boot time, ns, of the last change of life */
+	__u64 looked;  /* anchor: boot time, ns, when a queue last gave it out and took it back */
 };
 
 /* A binding is two elements too: inside endpoint -> outside endpoint and back. */
@@ -236,16 +268,19 @@ struct tg_binding {
 	struct tg_endpoint other;
 	struct tg_endpoint self; /* readers compare it: elements are used again at once */
 	__u32 rule;
-	__u32 flags;	/* TG_MASQ_EIF */
-	__u64 since;	/* anchor: boot time when the last session went */
-	__u32 sessions; /* anchor */
-	__u32 life;	/* anchor: enum tg_life */
-	__u32 queued;	/* anchor: 1 while it stands in the queue of idle bindings */
+	__u32 flags;	 /* TG_MASQ_EIF */
+	__u64 since;	 /* anchor: boot time when the last session went */
+	__u32 sessions;	 /* anchor */
+	__u32 life;	 /* anchor: enum tg_life */
+	__u32 queued;	 /* anchor: 1 while it stands in the queue of idle bindings */
+	__u32 remotes;	 /* anchor: sessions that permit `remote` */
+	__u8 remote[16]; /* anchor: a remote that the inside endpoint has sent to: most have one */
 	struct bpf_spin_lock lock;
+	__u32 pad;
 };
 
-/* Address-dependent filtering (RFC 4787 REQ-8): remotes that the inside endpoint
- * behind an outside endpoint has sent to. */
+/* Address-dependent filtering (RFC 4787 REQ-8): further remotes that the inside
+ * endpoint behind an outside endpoint has sent to. */
 struct tg_remote_key {
 	__u8 outside[16];
 	__u8 remote[16];
@@ -283,7 +318,9 @@ struct tg_table_state {
 	__u64 created;
 	__u64 expired;
 	struct bpf_spin_lock lock;
-	__u32 leaving; /* not in flows: ended to make room, elements go within seconds */
+	__u32 leaving;		 /* not in flows: ended to make room, elements go within seconds */
+	__u32 leaving_forwarded; /* of these: that forwards admitted */
+	__u32 pad;
 };
 
 enum tg_refusal {

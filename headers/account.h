@@ -58,13 +58,27 @@ static __always_inline int tg_has_elements(const struct tg_table_state *t,
 	return t->flows + t->leaving < set->max_flows + set->max_flows / 4;
 }
 
-/* Whether a flow may be ended to make room for another. Who recycles his own may
- * use half of that quarter, so that he cannot take it from the others. */
-static __always_inline int tg_may_end(const struct tg_setting *set, int own)
+/* Whose flow is to be ended to make room for another. */
+enum tg_ending {
+	TG_END_OWN = 0,	  /* of the same host */
+	TG_END_HEAVIER,	  /* of a host that has no fewer unanswered ones */
+	TG_END_FORWARDED, /* one that a forward has admitted, for another such */
+};
+
+/* Whether it may be ended. Forwards have half of that quarter, so that a flood from
+ * one side does not starve the other; who recycles his own may not use up what inside
+ * hosts have. */
+static __always_inline int tg_may_end(const struct tg_setting *set, enum tg_ending what)
 {
 	const struct tg_table_state *t = tg_whole_table();
+	__u32 inside;
 
-	return t && t->leaving < set->max_flows / (own ? 8 : 4);
+	if (!t)
+		return 0;
+	if (what == TG_END_FORWARDED)
+		return t->leaving_forwarded < set->max_flows / 8;
+	inside = t->leaving - t->leaving_forwarded;
+	return inside < (what == TG_END_OWN ? set->max_recycled : set->max_flows / 8);
 }
 
 /* Takes a place in the table for a fresh flow: one winner for the last one. */
@@ -104,7 +118,7 @@ static __always_inline void tg_leave_fresh(int forwarded)
 }
 
 /* A flow that was ended to make room: its elements go later. */
-static __always_inline void tg_leave_early(void)
+static __always_inline void tg_leave_early(int forwarded)
 {
 	struct tg_table_state *t = tg_whole_table();
 
@@ -114,11 +128,12 @@ static __always_inline void tg_leave_early(void)
 	if (t->flows)
 		t->flows--;
 	t->leaving++;
+	t->leaving_forwarded += forwarded;
 	bpf_spin_unlock(&t->lock);
 }
 
 /* counted: it has not left its place before. */
-static __always_inline void tg_leave_place(int counted, int expired)
+static __always_inline void tg_leave_place(int counted, int expired, int forwarded)
 {
 	struct tg_table_state *t = tg_whole_table();
 
@@ -129,16 +144,18 @@ static __always_inline void tg_leave_place(int counted, int expired)
 		t->flows--;
 	if (!counted && t->leaving)
 		t->leaving--;
+	if (!counted && forwarded && t->leaving_forwarded)
+		t->leaving_forwarded--;
 	t->expired += expired;
 	bpf_spin_unlock(&t->lock);
 }
 
-static __always_inline int tg_take_host_place(struct tg_host *h, __u32 max)
+static __always_inline int tg_take_host_place(struct tg_host *h, const struct tg_setting *set)
 {
 	int ok;
 
 	bpf_spin_lock(&h->lock);
-	ok = h->flows < max;
+	ok = h->flows < set->max_per_host && h->fresh < set->max_fresh_host;
 	if (ok) {
 		h->flows++;
 		h->fresh++;

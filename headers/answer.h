@@ -18,6 +18,7 @@
 #include "icmp.h"
 #include "limit.h"
 #include "maps_gate.h"
+#include "route.h"
 #include "tuple.h"
 
 #define TG_ANSWER_RATE 100 /* a second, for the whole gateway */
@@ -40,8 +41,6 @@
 #define TG_FIB_OUTPUT (1u << 1)
 #define TG_FIB_SKIP_NEIGH (1u << 2)
 #define TG_FIB_SRC (1u << 4)
-#define TG_FAMILY_IPV4 2
-#define TG_FAMILY_IPV6 10
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

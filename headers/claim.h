@@ -59,6 +59,8 @@ static __always_inline int tg_socket_there(struct __sk_buff *skb, __u32 family, 
 /* A forward of that outside port: packets for it go elsewhere. */
 static __always_inline int tg_forward_there(struct tg_gate *g, __be16 port)
 {
+	if (!(g->rule.forwarded >> (bpf_ntohs(port) & 63) & 1))
+		return 0;
 	tg_rule_ask(g, TG_RULE_FORWARD, g->to_zone, 0, g->tuple.proto, TG_RULE_BITS_PORT);
 	tg_copy_addr(g->rule_key.addr, g->endpoint2.addr);
 	g->rule_key.port = port;
@@ -86,29 +88,48 @@ static __always_inline int tg_next_port(struct tg_gate *g, __u32 try)
 	return g->tuple.proto != IPPROTO_UDP || !((port ^ bpf_ntohs(g->endpoint.port)) & 1);
 }
 
-/* Tries to claim g->endpoint2 with another port. 1: it is ours. */
-__noinline int tg_try_port(struct __sk_buff *skb, __u32 try)
+/* The outside element of a binding, for the flow that is being made. */
+static __always_inline struct tg_binding *tg_new_binding(struct tg_gate *g, __u32 rule, __u32 flags,
+							 const __u8 *remote)
 {
-	struct tg_gate *g = tg_own_gate();
-	struct tg_binding *b;
+	struct tg_binding *b = (struct tg_binding *)g->binding;
 
-	if (!g || !tg_next_port(g, try))
-		return 0;
-	b = bpf_map_lookup_elem(&tg_bindings, &g->endpoint2);
-	if (b || tg_forward_there(g, g->endpoint2.port) ||
-	    tg_socket_there(skb, g->family, g->tuple.proto, g->tuple.dst, g->tuple.dport,
-			    g->endpoint2.addr, g->endpoint2.port))
-		return 0;
-	b = (struct tg_binding *)g->binding;
 	__builtin_memcpy(&b->other, &g->endpoint, sizeof(b->other));
 	__builtin_memcpy(&b->self, &g->endpoint2, sizeof(b->self));
-	b->rule = g->rule.number + 1;
-	b->flags = g->rule.flags;
+	b->rule = rule;
+	b->flags = flags;
 	b->since = 0;
 	b->sessions = 1;
 	b->life = TG_LIFE_NEW;
 	b->queued = 0;
-	return !bpf_map_update_elem(&tg_bindings, &g->endpoint2, b, BPF_NOEXIST);
+	b->remotes = 1;
+	tg_copy_addr(b->remote, remote);
+	return b;
+}
+
+/* Tries to claim g->endpoint2 with another port. 1: it is ours. */
+__noinline int tg_try_port(struct __sk_buff *skb, __u32 try)
+{
+	struct tg_gate *g = tg_own_gate();
+
+	if (!g || !tg_next_port(g, try) || tg_forward_there(g, g->endpoint2.port) ||
+	    tg_socket_there(skb, g->family, g->tuple.proto, g->tuple.dst, g->tuple.dport,
+			    g->endpoint2.addr, g->endpoint2.port))
+		return 0;
+	return !bpf_map_update_elem(
+		&tg_bindings, &g->endpoint2,
+		tg_new_binding(g, g->rule.number + 1, g->rule.flags, g->key2.src), BPF_NOEXIST);
+}
+
+/* Whether the remote is the one that stands in its binding. */
+static __always_inline int tg_is_first_remote(struct tg_binding *b, const __u8 *remote)
+{
+	int is;
+
+	bpf_spin_lock(&b->lock);
+	is = b->remotes && tg_same_addr(b->remote, remote);
+	bpf_spin_unlock(&b->lock);
+	return is;
 }
 
 /* One more session on a binding that is there. 0: it is about to go, or its address
@@ -227,7 +248,8 @@ static __always_inline int tg_claim_port(struct __sk_buff *skb, struct tg_gate *
 }
 
 /* The outside endpoint of g->tuple's source, into g->endpoint2, with one more
- * session on it. Needs the masquerade rule. Returns 0 or why not. */
+ * session on it. Needs the masquerade rule, and the remote in g->key2.src. Returns 0
+ * or why not. */
 __noinline int tg_claim(struct __sk_buff *skb)
 {
 	struct tg_gate *g = tg_own_gate();
@@ -248,8 +270,14 @@ __noinline int tg_claim(struct __sk_buff *skb)
 			return TG_DROP_BUSY;
 	}
 	tg_endpoint_of(&g->endpoint2, g->tuple.src, 0, g->tuple.proto, TG_HALF_OUTSIDE, g->to_zone);
-	if (!tg_pick_address(g) || !tg_claim_port(skb, g))
+	if (!tg_pick_address(g))
 		return TG_DROP_NO_PORT;
+	if (!tg_claim_port(skb, g)) {
+		/* What has expired may have them, and no new flow looks for it. */
+		g->tidy_at = 0;
+		tg_tidy(TG_OF_PACKET, g);
+		return TG_DROP_NO_PORT;
+	}
 	b = (struct tg_binding *)g->binding;
 	__builtin_memcpy(&b->other, &g->endpoint2, sizeof(b->other));
 	__builtin_memcpy(&b->self, &g->endpoint, sizeof(b->self));
@@ -297,7 +325,7 @@ static __always_inline void tg_unclaim(struct tg_gate *g)
 		return;
 	}
 	__builtin_memcpy(&g->turn_endpoint, &g->endpoint2, sizeof(g->turn_endpoint));
-	tg_release_binding(g, 1);
+	tg_release_binding(g, 1, g->claimed);
 }
 
 #endif

@@ -14,6 +14,9 @@
 /* bpf_check_mtu, 5.12: tells the MTU of an interface as it is now. */
 const volatile __u8 tg_have_check_mtu = 0;
 
+/* At random in each load: nobody else can put it into cb. */
+const volatile __u32 tg_secret = 0;
+
 /* Keeps the compiler from merging or moving what the verifier must see apart. */
 #define tg_barrier(x) asm volatile("" : "+r"(x))
 

@@ -155,7 +155,6 @@ __noinline int tg_find_flow(void)
 	if (h->hint && !tg_revive(h))
 		return TG_TAKEN;
 	tg_turn_round(&g->to, &h->other);
-	g->half = h->half;
 	g->clamp = (h->flags & TG_FLOW_CLAMP) != 0;
 	g->changed = !tg_same_tuple(&g->to, &g->tuple);
 	return TG_FOUND;
@@ -184,13 +183,19 @@ static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
 
 static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g)
 {
-	const struct tg_session *other;
 	__u32 flags = g->tcp_flags;
+	struct tg_session *other = NULL;
 
+	if (flags & (TG_TCP_RST | TG_TCP_FIN)) {
+		/* What is about to end is not for the fast path. */
+		other = bpf_map_lookup_elem(&tg_sessions, &h->other);
+		h->way[TG_WAY_UNTIL] = 0;
+		if (other)
+			other->way[TG_WAY_UNTIL] = 0;
+	}
 	if (flags & TG_TCP_RST) {
 		/* RFC 7857 2.2, and an RST that answers must not refresh. */
 		h->tcp |= TG_SAW_RST;
-		other = bpf_map_lookup_elem(&tg_sessions, &h->other);
 		if (h->reset <= tg_later_of(h->last, other ? other->last : 0))
 			h->reset = g->now; /* the first since there was data */
 		return;
@@ -208,6 +213,34 @@ static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g
 	h->last = g->now;
 }
 
+/* One packet in so long takes the stack, in each direction: conntrack and neighbours
+ * of the host forget what they do not see. */
+#define TG_STACK_EVERY 10000000000ULL
+
+/* At egress: the stack has let the half's packet through, whole or cut to that length.
+ * bpf_fib_lookup does not know the MTU of a route unless it is locked. */
+static __always_inline void tg_let_through(struct tg_session *h, const struct tg_gate *g)
+{
+	const struct tg_scratch *s = tg_own_scratch();
+
+	if (h->ifindex != g->ifindex_in)
+		h->ifindex = g->ifindex_in;
+	if (s && h->whole < s->wire.l3_len)
+		h->whole = s->wire.l3_len;
+}
+
+/* The packet is not on the fast path. */
+static __always_inline void tg_took_stack(struct tg_session *h, const struct tg_gate *g)
+{
+	if (g->now >= h->stacked + TG_STACK_EVERY)
+		h->whole = 0; /* as the route is now */
+	h->stacked = g->now;
+	if (h->fast)
+		h->fast = 0;
+	if (g->ifindex_out && g->ifindex_in)
+		tg_let_through(h, g);
+}
+
 /* Counts the packet at its half and lets it keep the flow alive. */
 __noinline int tg_touch(void)
 {
@@ -223,6 +256,7 @@ __noinline int tg_touch(void)
 		tg_touch_tcp(h, g);
 	else
 		h->last = g->now;
+	tg_took_stack(h, g);
 	__sync_fetch_and_add(&h->packets, g->packets);
 	__sync_fetch_and_add(&h->bytes, g->bytes);
 	if (g->copied)
@@ -230,8 +264,8 @@ __noinline int tg_touch(void)
 	return 0;
 }
 
-/* At inside egress, a packet that was translated on its way in: notes that it has
- * come through, and that mirrors take it. */
+/* At inside egress, a packet that was translated on its way in: notes that the stack
+ * has let it through, and that mirrors take it. */
 __noinline int tg_came_through(void)
 {
 	struct tg_gate *g = tg_own_gate();
@@ -245,10 +279,11 @@ __noinline int tg_came_through(void)
 		return 0;
 	if (!(in->flags & TG_FLOW_LEFT))
 		in->flags |= TG_FLOW_LEFT;
-	if (!g->copied)
-		return 0;
 	out = bpf_map_lookup_elem(&tg_sessions, &in->other);
-	if (out)
+	if (!out)
+		return 0;
+	tg_let_through(out, g);
+	if (g->copied)
 		__sync_fetch_and_add(&out->copied, g->packets);
 	return 0;
 }

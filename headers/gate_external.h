@@ -208,7 +208,8 @@ static __always_inline int tg_lay_mapped(struct __sk_buff *skb, struct tg_gate *
 	if (tg_socket_there(skb, g->family, g->tuple.proto, g->tuple.src, g->tuple.sport,
 			    g->tuple.dst, g->tuple.dport))
 		return 0;
-	if (!(b->flags & TG_MASQ_EIF && b->sessions) && (!r || r->dead))
+	if (!(b->flags & TG_MASQ_EIF && b->sessions) && (!r || r->dead) &&
+	    !tg_is_first_remote(b, g->tuple.src))
 		return -TG_DROP_UNSOLICITED;
 	if (tg_is_tcp(g) && !tg_is_syn(g))
 		return -TG_DROP_NO_FLOW;

@@ -12,6 +12,7 @@
 #include "answer.h"
 #include "gate.h"
 #include "gate_external.h"
+#include "route.h"
 #include "rules.h"
 
 /* Where the kernel would send a packet for that inside address; 0: nowhere. */
@@ -19,19 +20,8 @@ static __always_inline __u32 tg_way_to(struct __sk_buff *skb, const struct tg_ga
 				       const __u8 *src, const __u8 *dst)
 {
 	struct bpf_fib_lookup fib = {};
-	long rc;
+	long rc = tg_route(skb, g, src, dst, &fib);
 
-	fib.ifindex = skb->ifindex;
-	if (g->family == 4) {
-		fib.family = TG_FAMILY_IPV4;
-		fib.ipv4_src = *(const __u32 *)(src + 12);
-		fib.ipv4_dst = *(const __u32 *)(dst + 12);
-	} else {
-		fib.family = TG_FAMILY_IPV6;
-		tg_copy_addr((__u8 *)fib.ipv6_src, src);
-		tg_copy_addr((__u8 *)fib.ipv6_dst, dst);
-	}
-	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	return rc == BPF_FIB_LKUP_RET_SUCCESS || rc == BPF_FIB_LKUP_RET_NO_NEIGH ? fib.ifindex : 0;
 }
 

@@ -114,6 +114,9 @@ struct tg_scratch {
 	__u32 outcome; /* enum tg_outcome */
 	__u32 skip;    /* of the copy being made: enum tg_skip, or TG_SKIP_REASONS */
 	__u32 skipped; /* the first skip of the mirror being served */
+	__u64 now;     /* boot time, ns, as of the kernel's clock tick in `tick` */
+	__u32 tick;
+	__u32 pad;
 };
 
 struct {

@@ -177,6 +177,7 @@ struct tg_gate_enums {
 	enum tg_life life;
 	enum tg_origin origin;
 	enum tg_refusal refusal;
+	enum tg_bound bound;
 	struct tg_event event;
 	struct tg_order order;
 };
@@ -230,7 +231,6 @@ struct tg_gate {
 	__u32 clamp;   /* 1: SYNs of this flow have their MSS clamped */
 	__u32 mtu;     /* to what this MTU allows; 0: not clamped */
 	__u32 copied;  /* 1: a mirror of the inside interface takes the packet */
-	__u32 half;    /* enum tg_half: of the half that was found */
 	__u32 changed; /* 1: `to` differs from the tuple */
 	/* where the outside port may be, and which of them is tried next */
 	__u32 range_lo[2];
@@ -246,6 +246,7 @@ struct tg_gate {
 	__u32 inside_zone;
 	__u32 outside_zone;
 	__u64 now;
+	__u64 tidy_at; /* boot time, ns: nothing is due in the queues before */
 	__u64 bytes;
 	__u64 packets;
 	struct tg_rule rule; /* the one that applies */

@@ -13,20 +13,44 @@
 
 /* How many of the host's, or of heavier hosts', unanswered flows are looked for. */
 #define TG_ROOM_TURNS 16
+/* How many of the settled ones are then. */
+#define TG_FULL_TURNS 4
 
-static __always_inline int tg_make_room(__u32 whose)
+/* Looks for room: what has been answered is no longer fresh, one that was not may go.
+ * The caller tries again. */
+static __always_inline void tg_make_room(__u32 whose)
 {
 	int i;
 
 	for (i = 0; i < TG_ROOM_TURNS; i++) {
-		int turned = tg_turn_fresh(whose, 1);
+		int turned = tg_turn_fresh(whose, TG_TURN_MAKE_ROOM);
 
 		if (turned == TG_TURN_ROOM)
-			return 1;
+			return;
 		if (turned == TG_TURN_NOTHING)
 			break;
 	}
-	return 0;
+	/* What has expired and was not due to be looked at makes room for the next. */
+	for (i = 0; i < TG_FULL_TURNS; i++)
+		tg_turn_settled(whose, TG_TURN_ALL);
+}
+
+/* Takes a place, after room was looked for if need be. */
+static __always_inline int tg_get_host_place(__u32 whose, struct tg_host *h,
+					     const struct tg_setting *set)
+{
+	if (tg_take_host_place(h, set))
+		return 1;
+	tg_make_room(whose);
+	return tg_take_host_place(h, set);
+}
+
+static __always_inline int tg_get_place(__u32 whose, const struct tg_setting *set, int forwarded)
+{
+	if (tg_take_place(set, forwarded))
+		return 1;
+	tg_make_room(whose);
+	return tg_take_place(set, forwarded);
 }
 
 /* Takes places for the flow of g->key. What comes in by a forward is not the inside
@@ -42,15 +66,13 @@ static __always_inline int tg_take_places(__u32 whose, struct tg_gate *g,
 		host = tg_host_of(g);
 		if (!host)
 			return TG_DROP_TABLE_FULL;
-		if (!tg_take_host_place(host, set->max_per_host) &&
-		    !(tg_make_room(whose) && tg_take_host_place(host, set->max_per_host))) {
+		if (!tg_get_host_place(whose, host, set)) {
 			__sync_fetch_and_add(&host->refused, 1);
 			tg_refuse(TG_REFUSED_HOST);
 			return TG_DROP_TABLE_FULL;
 		}
 	}
-	if (!tg_take_place(set, forwarded) &&
-	    !(tg_make_room(whose) && tg_take_place(set, forwarded))) {
+	if (!tg_get_place(whose, set, forwarded)) {
 		if (!forwarded)
 			tg_leave_host(&g->host_key, 1, 1);
 		tg_refuse(TG_REFUSED_FULL);
@@ -76,8 +98,12 @@ static __always_inline struct tg_session *tg_new_half(struct tg_gate *g)
 	h->inside_zone = g->inside_zone;
 	h->outside_zone = g->outside_zone;
 	h->hint = 1;
-	h->bound = g->bound;
+	h->bound = TG_BOUND_NOT;
 	h->ifindex = 0;
+	h->whole = 0;
+	h->fast = 0;
+	h->stacked = 0;
+	h->looked = g->now;
 	h->way[0] = 0;
 	h->way[1] = 0;
 	h->way[2] = 0;
@@ -93,12 +119,29 @@ static __always_inline __u8 tg_new_flags(const struct tg_gate *g, enum tg_half h
 	       (g->clamp ? TG_FLOW_CLAMP : 0);
 }
 
-/* Lets the remote of g->key2 in, or counts it once more. */
-static __always_inline int tg_permit(struct tg_gate *g)
+/* Lets the remote of g->key2 in, or counts it once more. The binding of g->endpoint2
+ * is held. */
+static __always_inline enum tg_bound tg_permit(struct tg_gate *g)
 {
+	struct tg_binding *b;
 	struct tg_remote *r;
-	int i, ok;
+	int i, ok = 0;
 
+	if (g->claimed) /* just made, with that remote in it */
+		return TG_BOUND_FIRST;
+	b = bpf_map_lookup_elem(&tg_bindings, &g->endpoint2);
+	if (!b)
+		return TG_BOUND_NOT;
+	bpf_spin_lock(&b->lock);
+	if (!b->remotes)
+		tg_copy_addr(b->remote, g->key2.src);
+	if (tg_same_addr(b->remote, g->key2.src)) {
+		b->remotes++;
+		ok = 1;
+	}
+	bpf_spin_unlock(&b->lock);
+	if (ok)
+		return TG_BOUND_FIRST;
 	tg_remote_key_of(&g->remote_key, &g->key2);
 	for (i = 0; i < 2; i++) {
 		r = bpf_map_lookup_elem(&tg_remotes, &g->remote_key);
@@ -108,15 +151,15 @@ static __always_inline int tg_permit(struct tg_gate *g)
 			if (ok)
 				r->sessions++;
 			bpf_spin_unlock(&r->lock);
-			return ok;
+			return ok ? TG_BOUND_REMOTE : TG_BOUND_NOT;
 		}
 		r = (struct tg_remote *)g->remote;
 		r->sessions = 1;
 		r->dead = 0;
 		if (!bpf_map_update_elem(&tg_remotes, &g->remote_key, r, BPF_NOEXIST))
-			return 1;
+			return TG_BOUND_REMOTE;
 	}
-	return 0;
+	return TG_BOUND_NOT;
 }
 
 /* Makes the flow with the halves' keys g->key (inside) and g->key2 (outside).
@@ -126,6 +169,7 @@ __noinline int tg_open(__u32 whose)
 	struct tg_gate *g = tg_gate_of(whose);
 	struct tg_session *h, *in, *out;
 	const struct tg_setting *set;
+	enum tg_bound bound;
 	int why;
 
 	if (!g)
@@ -133,7 +177,7 @@ __noinline int tg_open(__u32 whose)
 	set = tg_setting_of(g->generation);
 	if (!set)
 		return TG_DROP_ERROR;
-	tg_tidy(whose);
+	tg_tidy(whose, g);
 	why = tg_take_places(whose, g, set);
 	if (why)
 		return why;
@@ -149,7 +193,7 @@ __noinline int tg_open(__u32 whose)
 	why = bpf_map_update_elem(&tg_sessions, &g->key2, h, BPF_NOEXIST);
 	if (why) { /* another CPU was faster, or a flow that has just ended has it still */
 		tg_leave_fresh(tg_from_outside(g->origin));
-		tg_leave_place(1, 0);
+		tg_leave_place(1, 0, 0);
 		if (!tg_from_outside(g->origin))
 			tg_leave_host(&g->host_key, 1, 1);
 		return why == -17 /* EEXIST */ ? TG_DROP_BUSY : TG_DROP_TABLE_FULL;
@@ -161,19 +205,19 @@ __noinline int tg_open(__u32 whose)
 	h->fresh = 0;
 	h->counted = 0;
 	why = bpf_map_update_elem(&tg_sessions, &g->key, h, BPF_NOEXIST);
-	if (!why && g->bound && !tg_permit(g)) {
-		/* Its remote is just being forgotten: the flow goes without it. */
-		if (out)
-			out->bound = 0;
-		why = -1;
+	if (!why && g->bound) {
+		bound = tg_permit(g);
+		/* Its remote is just being forgotten: the flow goes, too. */
+		if (bound == TG_BOUND_NOT)
+			why = -1;
+		else if (out)
+			out->bound = bound;
 	}
 	if (why) {
-		/* Others may hold the outside half: it ends as flows do, and gives
-		 * back on its way out what it had taken. */
-		if (out) {
-			out->bound = 0;
+		/* Others may hold the outside half: it ends as flows do. The binding is
+		 * the caller's to give back. */
+		if (out)
 			tg_end(out, NULL, TG_LIFE_FLUSHED, g->now);
-		}
 		tg_stand_in_dying(&g->key2);
 		return TG_DROP_BUSY;
 	}

@@ -34,8 +34,8 @@ static __always_inline int tg_sweep(struct __sk_buff *skb)
 		return 0;
 	for (i = 0; i < TG_SWEEP_TURNS; i++) {
 		looked += tg_turn_dying(TG_OF_ORDER) != TG_TURN_NOTHING;
-		looked += tg_turn_fresh(TG_OF_ORDER, 0) != TG_TURN_NOTHING;
-		looked += tg_turn_settled(TG_OF_ORDER) != TG_TURN_NOTHING;
+		looked += tg_turn_fresh(TG_OF_ORDER, TG_TURN_ALL) != TG_TURN_NOTHING;
+		looked += tg_turn_settled(TG_OF_ORDER, TG_TURN_ALL) != TG_TURN_NOTHING;
 		looked += tg_turn_idle(TG_OF_ORDER) != TG_TURN_NOTHING;
 	}
 	return looked;
@@ -54,22 +54,15 @@ static __always_inline int tg_flush(struct __sk_buff *skb)
 }
 
 /* Claims the very port that the flow has. */
-static __always_inline int tg_claim_given(struct tg_gate *g)
+static __always_inline int tg_claim_given(struct tg_gate *g, const struct tg_order *o)
 {
 	struct tg_binding *b = bpf_map_lookup_elem(&tg_bindings, &g->endpoint);
 	struct tg_table_state *t;
 
 	if (b)
 		return tg_same_endpoint(&b->other, &g->endpoint2) && tg_hold_binding(g);
-	b = (struct tg_binding *)g->binding;
-	__builtin_memcpy(&b->other, &g->endpoint, sizeof(b->other));
-	__builtin_memcpy(&b->self, &g->endpoint2, sizeof(b->self));
-	b->rule = g->number;
-	b->flags = 0;
-	b->since = 0;
-	b->sessions = 1;
+	b = tg_new_binding(g, g->number, 0, o->outside.src);
 	b->life = TG_LIFE_LIVE;
-	b->queued = 0;
 	if (bpf_map_update_elem(&tg_bindings, &g->endpoint2, b, BPF_NOEXIST))
 		return 0;
 	__builtin_memcpy(&b->other, &g->endpoint2, sizeof(b->other));
@@ -81,6 +74,7 @@ static __always_inline int tg_claim_given(struct tg_gate *g)
 	t = tg_whole_table();
 	if (t)
 		__sync_fetch_and_add(&t->bindings, 1);
+	g->claimed = 1;
 	return 1;
 }
 
@@ -124,7 +118,7 @@ static __always_inline int tg_adopt(struct __sk_buff *skb)
 			       TG_HALF_INSIDE, o->outside_zone);
 		tg_endpoint_of(&g->endpoint2, o->outside.dst, o->outside.dport, o->outside.proto,
 			       TG_HALF_OUTSIDE, o->outside_zone);
-		if (!tg_claim_given(g))
+		if (!tg_claim_given(g, o))
 			return TG_DROP_NO_PORT;
 	}
 	reason = tg_open(TG_OF_ORDER);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
  * retire.h: the end of flows and bindings. Every session stands in one of three
- * queues; a turn takes one out, looks at it and puts it where it belongs. Each
- * new flow does a few turns, and so does tapgate_sweep. See README.md, "Life of a
- * flow".
+ * queues; a turn takes one out, looks at it and puts it where it belongs. New flows
+ * do turns as long as something is due, and so does tapgate_sweep. See README.md,
+ * "Life of a flow".
  */
 #ifndef TG_RETIRE_H
 #define TG_RETIRE_H
@@ -18,8 +18,23 @@
 enum tg_turned {
 	TG_TURN_NOTHING = 0, /* the queue is empty, or its head is too young */
 	TG_TURN_LOOKED,
-	TG_TURN_ROOM, /* a place of the host in g->host_key became free */
+	TG_TURN_ROOM, /* there may be room now: a flow was answered, or has gone for another */
 };
+
+/* Which heads a turn takes. */
+enum tg_turning {
+	TG_TURN_DUE = 0, /* those that were not looked at for a while */
+	TG_TURN_ALL,
+	TG_TURN_MAKE_ROOM, /* all, and an unanswered one may go for the flow that is laid out */
+};
+
+/* So long a living flow is left alone once it was looked at: the answer to a new flow
+ * comes within that, and the shortest timer of settled ones is 60 s. */
+#define TG_LOOK_FRESH 250000000ULL
+#define TG_LOOK_SETTLED 60000000000ULL
+
+/* When nothing was due, it is not asked again for so long on this CPU. */
+#define TG_TIDY_AGAIN 1000000ULL
 
 /* A session must stand somewhere: where a queue is full, in another one. */
 static __always_inline void tg_stand_in_settled(const struct tg_tuple *key)
@@ -122,19 +137,28 @@ static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session 
 
 	if (tg_from_outside(out->origin) || tg_from_outside(g->origin))
 		return tg_from_outside(out->origin) && tg_from_outside(g->origin) &&
-		       tg_may_end(set, 1);
+		       tg_may_end(set, TG_END_FORWARDED);
 	tg_account_of(g, out->counted);
 	theirs = bpf_map_lookup_elem(&tg_hosts, &g->turn_host);
 	mine = bpf_map_lookup_elem(&tg_hosts, &g->host_key);
 	if (!theirs || !mine)
 		return 0;
 	if (theirs == mine)
-		return tg_may_end(set, 1);
-	return theirs->fresh >= mine->fresh && tg_may_end(set, 0);
+		return tg_may_end(set, TG_END_OWN);
+	return theirs->fresh >= mine->fresh && tg_may_end(set, TG_END_HEAVIER);
 }
 
-/* room: 1 to make room for the flow that is laid out. */
-__noinline int tg_turn_fresh(__u32 whose, __u32 room)
+/* Whether the flow at the head of a queue, whose key is in g->turn, was looked at so
+ * lately that it is not due. */
+static __always_inline int tg_not_due(const struct tg_gate *g, __u64 after)
+{
+	const struct tg_session *out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
+
+	return out && out->life <= TG_LIFE_LIVE && g->now < out->looked + after;
+}
+
+/* how: enum tg_turning. */
+__noinline int tg_turn_fresh(__u32 whose, __u32 how)
 {
 	struct tg_gate *g = tg_gate_of(whose);
 	struct tg_session *out, *in;
@@ -143,6 +167,9 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 room)
 	if (!g)
 		return TG_TURN_NOTHING;
 	set = tg_setting_of(g->generation);
+	if (how == TG_TURN_DUE &&
+	    (bpf_map_peek_elem(&tg_fresh, &g->turn) || tg_not_due(g, TG_LOOK_FRESH)))
+		return TG_TURN_NOTHING;
 	if (!set || bpf_map_pop_elem(&tg_fresh, &g->turn))
 		return TG_TURN_NOTHING;
 	out = tg_pair(g, &in);
@@ -150,14 +177,16 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 room)
 		return TG_TURN_LOOKED;
 	if (tg_send_off(g, out, in, set))
 		return TG_TURN_LOOKED;
+	out->looked = g->now;
 	if (in && tg_answered(in, out, g->turn.proto)) {
 		tg_uncount(out, g, 0);
 		tg_stand_in_settled(&g->turn);
-		return TG_TURN_LOOKED;
+		return TG_TURN_ROOM;
 	}
-	if (room && tg_may_go(g, out, set) && tg_end(out, in, TG_LIFE_FLUSHED, g->now)) {
+	if (how == TG_TURN_MAKE_ROOM && tg_may_go(g, out, set) &&
+	    tg_end(out, in, TG_LIFE_FLUSHED, g->now)) {
 		tg_uncount(out, g, 1);
-		tg_leave_early();
+		tg_leave_early(tg_from_outside(out->origin));
 		tg_stand_in_dying(&g->turn);
 		return TG_TURN_ROOM;
 	}
@@ -166,7 +195,8 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 room)
 	return TG_TURN_LOOKED;
 }
 
-__noinline int tg_turn_settled(__u32 whose)
+/* how: TG_TURN_DUE or TG_TURN_ALL. */
+__noinline int tg_turn_settled(__u32 whose, __u32 how)
 {
 	struct tg_gate *g = tg_gate_of(whose);
 	struct tg_session *out, *in;
@@ -175,13 +205,18 @@ __noinline int tg_turn_settled(__u32 whose)
 	if (!g)
 		return TG_TURN_NOTHING;
 	set = tg_setting_of(g->generation);
+	if (how == TG_TURN_DUE &&
+	    (bpf_map_peek_elem(&tg_settled, &g->turn) || tg_not_due(g, TG_LOOK_SETTLED)))
+		return TG_TURN_NOTHING;
 	if (!set || bpf_map_pop_elem(&tg_settled, &g->turn))
 		return TG_TURN_NOTHING;
 	out = tg_pair(g, &in);
 	if (!out)
 		return TG_TURN_LOOKED;
-	if (!tg_send_off(g, out, in, set))
-		tg_stand_in_settled(&g->turn);
+	if (tg_send_off(g, out, in, set))
+		return TG_TURN_LOOKED;
+	out->looked = g->now;
+	tg_stand_in_settled(&g->turn);
 	return TG_TURN_LOOKED;
 }
 
@@ -213,10 +248,11 @@ static __always_inline void tg_delete_binding(struct tg_gate *g, const struct tg
 		__sync_fetch_and_sub(&t->bindings, 1);
 }
 
-/* One session less on the binding of g->turn_endpoint. Without `linger` its port is
- * free at once: the flow was never answered and ended to make room, and whoever
- * scans must not take the ports from the others. */
-static __always_inline void tg_release_binding(struct tg_gate *g, int linger)
+/* One session less on the binding of g->turn_endpoint; with `first` it was one that
+ * permitted the remote in there. Without `linger` its port is free at once: the flow
+ * was never answered and ended to make room, and whoever scans must not take the
+ * ports from the others. */
+static __always_inline void tg_release_binding(struct tg_gate *g, int linger, int first)
 {
 	struct tg_binding *b = bpf_map_lookup_elem(&tg_bindings, &g->turn_endpoint);
 	int queue = 0, gone = 0;
@@ -226,6 +262,8 @@ static __always_inline void tg_release_binding(struct tg_gate *g, int linger)
 	bpf_spin_lock(&b->lock);
 	if (b->sessions)
 		b->sessions--;
+	if (first && b->remotes)
+		b->remotes--;
 	if (!b->sessions && b->life == TG_LIFE_LIVE) {
 		b->since = g->now;
 		if (linger || b->queued) {
@@ -325,13 +363,15 @@ __noinline int tg_turn_dying(__u32 whose)
 	}
 	counted = out->counted;
 	tg_uncount(out, g, 1);
-	tg_leave_place(counted, 1);
-	if (out->bound) {
+	tg_leave_place(counted, 1, tg_from_outside(out->origin));
+	if (out->bound == TG_BOUND_REMOTE) {
 		tg_remote_key_of(&g->remote_key, &g->turn);
 		tg_release_remote(g);
+	}
+	if (out->bound != TG_BOUND_NOT) {
 		tg_endpoint_of(&g->turn_endpoint, g->turn.dst, g->turn.dport, g->turn.proto,
 			       TG_HALF_OUTSIDE, out->outside_zone);
-		tg_release_binding(g, counted);
+		tg_release_binding(g, counted, out->bound == TG_BOUND_FIRST);
 	}
 	if (in)
 		bpf_map_delete_elem(&tg_sessions, &g->turn2);
@@ -381,17 +421,36 @@ __noinline int tg_turn_idle(__u32 whose)
 	return TG_TURN_LOOKED;
 }
 
-/* What each new flow does for the table: twice as much as it adds. */
-static __always_inline void tg_tidy(__u32 whose)
+/* What new flows do for the table as long as something is due: twice as much as they
+ * add, but for settled ones, which are looked at several times, while the table is less
+ * than half full. */
+static __always_inline void tg_tidy(__u32 whose, struct tg_gate *g)
 {
-	tg_turn_dying(whose);
-	tg_turn_dying(whose);
-	tg_turn_fresh(whose, 0);
-	tg_turn_fresh(whose, 0);
-	tg_turn_settled(whose);
-	tg_turn_settled(whose);
-	tg_turn_idle(whose);
-	tg_turn_idle(whose);
+	const struct tg_setting *set = tg_setting_of(g->generation);
+	const struct tg_table_state *t = tg_whole_table();
+	int turned = 0;
+
+	if (g->now < g->tidy_at)
+		return;
+	if (tg_turn_dying(whose) != TG_TURN_NOTHING) {
+		turned = 1;
+		tg_turn_dying(whose);
+	}
+	if (tg_turn_fresh(whose, TG_TURN_DUE) != TG_TURN_NOTHING) {
+		turned = 1;
+		tg_turn_fresh(whose, TG_TURN_DUE);
+	}
+	if (tg_turn_settled(whose, TG_TURN_DUE) != TG_TURN_NOTHING) {
+		turned = 1;
+		if (!set || !t || t->flows > set->max_flows / 2)
+			tg_turn_settled(whose, TG_TURN_DUE);
+	}
+	if (tg_turn_idle(whose) != TG_TURN_NOTHING) {
+		turned = 1;
+		tg_turn_idle(whose);
+	}
+	if (!turned)
+		g->tidy_at = g->now + TG_TIDY_AGAIN;
 }
 
 #endif

@@ -172,10 +172,15 @@ static __always_inline void tg_tap_account(const struct tg_copy *c, struct tg_sc
  *
  * While a copy is sent, other packets may pass a tap on this CPU before we go on:
  * a tunnel's question for its next hop, what a queue below had waiting, the copy
- * itself on an interface below. So the scratch is put back after each. */
-static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, __u32 gen,
-				   struct tg_member *m, __u64 without, enum tg_direction dir)
+ * itself on an interface below. So the scratch is put back after each.
+ *
+ * A function of its own, so that its stack is not under that of the gateway's. It may
+ * have five arguments: gen_dir is generation << 1 | direction. */
+static __noinline int tg_tap(struct __sk_buff *skb, struct tg_scratch *s, struct tg_member *m,
+			     __u64 without, __u32 gen_dir)
 {
+	enum tg_direction dir = gen_dir & 1;
+	__u32 gen = gen_dir >> 1;
 	__u32 bytes = skb->len;
 	const struct tg_wire wire = s->wire;
 	struct tg_original original;
@@ -199,6 +204,7 @@ static __always_inline void tg_tap(struct __sk_buff *skb, struct tg_scratch *s, 
 	}
 	s->wire = wire;
 	tg_undress(skb, &original);
+	return 0;
 }
 
 #endif

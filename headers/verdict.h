@@ -25,7 +25,7 @@
  * TC_ACT_REDIRECT and TCX_REDIRECT. */
 static __always_inline int tg_code(enum tg_reason reason)
 {
-	if (reason == TG_PASS_HAIRPIN || reason == TG_PASS_REASSEMBLED)
+	if (reason == TG_PASS_HAIRPIN || reason == TG_PASS_REASSEMBLED || reason == TG_PASS_FAST)
 		return TC_ACT_REDIRECT;
 	return (TG_DROPS >> reason) & 1 ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -296,6 +296,9 @@ func (e *explainer) admits(b *tapgateTgBinding, asked endpoints) (bool, error) {
 	if b.Flags&masqEIF != 0 && b.Sessions > 0 {
 		return true, nil
 	}
+	if b.Remotes > 0 && b.Remote == asked.src.As16() {
+		return true, nil
+	}
 	key := tapgateTgRemoteKey{Outside: asked.dst.As16(), Remote: asked.src.As16(), Port: bigEndian(asked.dport), Proto: asked.proto}
 	r, err := lookup[tapgateTgRemote](e.g.maps[tapgateMapTgRemotes], key)
 	return r != nil && r.Dead == 0, err

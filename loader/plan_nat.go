@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -31,6 +32,8 @@ type gatewayRecord struct {
 	Rules      []ruleRecord `json:"rules"`
 	Pool       []poolRecord `json:"pool,omitempty"`
 	Sysctls    []sysctl     `json:"sysctls,omitempty"`
+	// Forwarding is how it forwards, and why.
+	Forwarding ForwardingStatus `json:"forwarding"`
 	// KeepSysctls: what they say is to be told, not set.
 	KeepSysctls bool `json:"keep_sysctls,omitempty"`
 }
@@ -172,7 +175,10 @@ func (p *plan) placeGateway(old *record, g *resolvedGateway, zones map[string]ui
 	if before == nil {
 		before = &gatewayRecord{AdoptUntil: bootTime() + uint64(adoptWindow)}
 	}
-	r := &gatewayRecord{gatewayFacts: g.facts, AdoptUntil: before.AdoptUntil, Text: g.text(), Sysctls: g.sysctls, KeepSysctls: g.nat.KeepSysctls}
+	r := &gatewayRecord{
+		gatewayFacts: g.facts, AdoptUntil: before.AdoptUntil, Text: g.text(), Sysctls: g.sysctls, KeepSysctls: g.nat.KeepSysctls,
+		Forwarding: g.forwarding,
+	}
 	p.record.Gateway = r
 	numbers, err := p.placeRules(before, r, g.ruleNames())
 	if err != nil {
@@ -246,11 +252,34 @@ func (p *plan) placeRules(before, r *gatewayRecord, rules []ruleRecord) (ruleNum
 
 // setting is the element of tg_settings.
 func (g *resolvedGateway) setting(adoptUntil uint64) tapgateTgSetting {
-	n := g.nat.MaxFlows
-	return tapgateTgSetting{
+	n, share := g.nat.MaxFlows, max(256, g.fewestPorts()/4)
+	s := tapgateTgSetting{
 		Gateway: 1, MaxFlows: n, MaxFresh: n / 2, MaxPerHost: g.nat.MaxFlowsPerHost, MaxForwarded: n / 8,
+		MaxFreshHost: min(g.nat.MaxFlowsPerHost, share), MaxRecycled: min(max(1, n/16), share),
 		AdoptUntil: adoptUntil, Timers: g.nat.Timeouts.timers(),
 	}
+	fillFast(&s, g.forwarding.fast())
+	return s
+}
+
+// fewestPorts is what the masquerade rule with the fewest has for one address: a host
+// that scans may have half of them, by a quarter in each of two limits, but for ranges
+// so small that every host needs them.
+func (g *resolvedGateway) fewestPorts() uint32 {
+	fewest := uint32(math.MaxUint32)
+	for _, m := range g.nat.Masquerades {
+		ports, n := m.Ports, uint32(0)
+		if len(ports) == 0 {
+			ports = g.facts.DefaultPorts[:]
+		}
+		for _, p := range ports {
+			if p.First > 0 && p.Last >= p.First {
+				n += uint32(p.Last-p.First) + 1
+			}
+		}
+		fewest = min(fewest, n)
+	}
+	return fewest
 }
 
 // pools are the addresses that rules name, whether an interface has them or not.

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 )
@@ -30,7 +31,7 @@ func (b *ruleBuilder) masquerades() {
 		if b.roles[m.From] == RoleMgmt && !b.accepted(m.From, m.To) {
 			b.warn("masquerade %q has nothing to do: mgmt zones reach others by policies only, and none accepts from %q to %q", name, m.From, m.To)
 		}
-		r := tapgateTgRule{Number: b.checkNumber(path, name, b.masqueradeNumber(name))}
+		r := tapgateTgRule{Number: b.checkNumber(path, name, b.masqueradeNumber(name)), Forwarded: b.forwarded(m.To)}
 		if m.EndpointIndependent {
 			r.Flags |= masqEIF
 		}
@@ -40,6 +41,17 @@ func (b *ruleBuilder) masquerades() {
 		b.masqueradePorts(path+".ports", m, &r)
 		b.masqueradeSources(path, name, m, from, to, r)
 	}
+}
+
+// forwarded has bit p%64 for each outside port p of a zone's forwards: a port that is
+// chosen for a flow is looked for among them only where its bit is set.
+func (b *ruleBuilder) forwarded(zone string) (bits uint64) {
+	for _, f := range b.nat.Forwards {
+		for p := uint32(f.Ports.First); f.In == zone && p <= uint32(f.Ports.Last) && bits != math.MaxUint64; p++ {
+			bits |= 1 << (p % 64)
+		}
+	}
+	return bits
 }
 
 // accepted says whether a policy lets anything pass between two zones.

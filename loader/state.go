@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -157,6 +158,9 @@ func programSpecs() (*ebpf.CollectionSpec, error) {
 	}
 	if err := spec.Variables[tapgateVarTgHaveCheckMtu].Set(have); err != nil {
 		return nil, fmt.Errorf("set %s: %w", tapgateVarTgHaveCheckMtu, err)
+	}
+	if err := spec.Variables[tapgateVarTgSecret].Set(rand.Uint32()); err != nil {
+		return nil, fmt.Errorf("set %s: %w", tapgateVarTgSecret, err)
 	}
 	return spec, nil
 }

@@ -23,10 +23,13 @@ type tapgateTgBinding struct {
 	Sessions uint32
 	Life     uint32
 	Queued   uint32
+	Remotes  uint32
+	Remote   [16]uint8
 	Lock     struct {
 		_   structs.HostLayout
 		Val uint32
 	}
+	Pad uint32
 }
 
 type tapgateTgCopy struct {
@@ -153,7 +156,7 @@ type tapgateTgMember struct {
 type tapgateTgMemberCount struct {
 	_          structs.HostLayout
 	Seen       tapgateTgCount
-	Reasons    [33]uint64
+	Reasons    [34]uint64
 	Duplicates uint64
 }
 
@@ -275,20 +278,21 @@ const (
 	tapgateTgReasonTG_PASS_FRAGMENT           tapgateTgReason = 17
 	tapgateTgReasonTG_PASS_REASSEMBLED        tapgateTgReason = 18
 	tapgateTgReasonTG_PASS_HAIRPIN            tapgateTgReason = 19
-	tapgateTgReasonTG_DROP_POLICY             tapgateTgReason = 20
-	tapgateTgReasonTG_DROP_ZONE               tapgateTgReason = 21
-	tapgateTgReasonTG_DROP_SPOOFED            tapgateTgReason = 22
-	tapgateTgReasonTG_DROP_UNSOLICITED        tapgateTgReason = 23
-	tapgateTgReasonTG_DROP_SILENT_SYN         tapgateTgReason = 24
-	tapgateTgReasonTG_DROP_NO_FLOW            tapgateTgReason = 25
-	tapgateTgReasonTG_DROP_TABLE_FULL         tapgateTgReason = 26
-	tapgateTgReasonTG_DROP_NO_PORT            tapgateTgReason = 27
-	tapgateTgReasonTG_DROP_RATE               tapgateTgReason = 28
-	tapgateTgReasonTG_DROP_FRAGMENT           tapgateTgReason = 29
-	tapgateTgReasonTG_DROP_MALFORMED          tapgateTgReason = 30
-	tapgateTgReasonTG_DROP_BUSY               tapgateTgReason = 31
-	tapgateTgReasonTG_DROP_ERROR              tapgateTgReason = 32
-	tapgateTgReasonTG_REASONS                 tapgateTgReason = 33
+	tapgateTgReasonTG_PASS_FAST               tapgateTgReason = 20
+	tapgateTgReasonTG_DROP_POLICY             tapgateTgReason = 21
+	tapgateTgReasonTG_DROP_ZONE               tapgateTgReason = 22
+	tapgateTgReasonTG_DROP_SPOOFED            tapgateTgReason = 23
+	tapgateTgReasonTG_DROP_UNSOLICITED        tapgateTgReason = 24
+	tapgateTgReasonTG_DROP_SILENT_SYN         tapgateTgReason = 25
+	tapgateTgReasonTG_DROP_NO_FLOW            tapgateTgReason = 26
+	tapgateTgReasonTG_DROP_TABLE_FULL         tapgateTgReason = 27
+	tapgateTgReasonTG_DROP_NO_PORT            tapgateTgReason = 28
+	tapgateTgReasonTG_DROP_RATE               tapgateTgReason = 29
+	tapgateTgReasonTG_DROP_FRAGMENT           tapgateTgReason = 30
+	tapgateTgReasonTG_DROP_MALFORMED          tapgateTgReason = 31
+	tapgateTgReasonTG_DROP_BUSY               tapgateTgReason = 32
+	tapgateTgReasonTG_DROP_ERROR              tapgateTgReason = 33
+	tapgateTgReasonTG_REASONS                 tapgateTgReason = 34
 )
 
 type tapgateTgReassemblyLink struct {
@@ -352,6 +356,7 @@ type tapgateTgRule struct {
 	PoolCount  uint32
 	Lo         [2]uint16
 	Hi         [2]uint16
+	Forwarded  uint64
 }
 
 type tapgateTgRuleKey struct {
@@ -385,32 +390,36 @@ const (
 type tapgateTgSession struct {
 	_           structs.HostLayout
 	Other       tapgateTgTuple
-	Created     uint64
 	Last        uint64
-	Reset       uint64
 	Packets     uint64
 	Bytes       uint64
 	Copied      uint64
-	Rule        uint32
+	Stacked     uint64
+	Way         [4]uint64
+	Ifindex     uint32
+	Whole       uint32
+	Hint        uint8
 	Half        uint8
-	Origin      uint8
 	Tcp         uint8
 	Flags       uint8
+	Fast        uint8
+	Origin      uint8
 	InsideZone  uint8
 	OutsideZone uint8
-	Hint        uint8
-	Bound       uint8
-	Ifindex     uint32
 	Fresh       uint8
 	Counted     uint8
-	Pad         [6]uint8
-	Way         [4]uint64
-	Since       uint64
+	Bound       uint8
+	Pad         uint8
+	Rule        uint32
 	Life        uint32
 	Lock        struct {
 		_   structs.HostLayout
 		Val uint32
 	}
+	Created uint64
+	Reset   uint64
+	Since   uint64
+	Looked  uint64
 }
 
 type tapgateTgSetting struct {
@@ -420,6 +429,10 @@ type tapgateTgSetting struct {
 	MaxFresh     uint32
 	MaxPerHost   uint32
 	MaxForwarded uint32
+	MaxFreshHost uint32
+	MaxRecycled  uint32
+	Fast         uint32
+	Serial       uint32
 	Pad          uint32
 	AdoptUntil   uint64
 	Timers       [9]uint64
@@ -448,7 +461,9 @@ type tapgateTgTableState struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Leaving uint32
+	Leaving          uint32
+	LeavingForwarded uint32
+	Pad              uint32
 }
 
 type tapgateTgTarget struct {
@@ -556,6 +571,7 @@ const (
 	tapgateVarTgEnums           = "tg_enums"
 	tapgateVarTgGateEnums       = "tg_gate_enums"
 	tapgateVarTgHaveCheckMtu    = "tg_have_check_mtu"
+	tapgateVarTgSecret          = "tg_secret"
 )
 
 // loadTapgate returns the embedded CollectionSpec for tapgate.
@@ -667,6 +683,7 @@ type tapgateVariableSpecs struct {
 	TgEnums        *ebpf.VariableSpec `ebpf:"tg_enums"`
 	TgGateEnums    *ebpf.VariableSpec `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.VariableSpec `ebpf:"tg_have_check_mtu"`
+	TgSecret       *ebpf.VariableSpec `ebpf:"tg_secret"`
 }
 
 // tapgateObjects contains all objects after they have been loaded into the kernel.
@@ -789,6 +806,7 @@ type tapgateVariables struct {
 	TgEnums        *ebpf.Variable `ebpf:"tg_enums"`
 	TgGateEnums    *ebpf.Variable `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.Variable `ebpf:"tg_have_check_mtu"`
+	TgSecret       *ebpf.Variable `ebpf:"tg_secret"`
 }
 
 // tapgatePrograms contains all programs after they have been loaded into the kernel.
