@@ -90,8 +90,10 @@ static __always_inline int tg_take_place(const struct tg_setting *set, int forwa
 	if (!t)
 		return 0;
 	bpf_spin_lock(&t->lock);
-	ok = t->flows < set->max_flows && t->fresh < set->max_fresh && tg_has_elements(t, set) &&
-	     (!forwarded || t->forwarded < set->max_forwarded);
+	/* Neither side's unanswered ones take the other's share. */
+	ok = t->flows < set->max_flows && tg_has_elements(t, set) &&
+	     (forwarded ? t->forwarded < set->max_forwarded
+			: t->fresh - t->forwarded < set->max_fresh - set->max_forwarded);
 	if (ok) {
 		t->flows++;
 		t->fresh++;
@@ -148,6 +150,20 @@ static __always_inline void tg_leave_place(int counted, int expired, int forward
 		t->leaving_forwarded--;
 	t->expired += expired;
 	bpf_spin_unlock(&t->lock);
+}
+
+/* The flow counts as fresh no longer: 1 for whoever says so first. */
+static __always_inline int tg_take_fresh(struct tg_session *out)
+{
+	int was;
+
+	if (!out->fresh)
+		return 0;
+	bpf_spin_lock(&out->lock);
+	was = out->fresh;
+	out->fresh = 0;
+	bpf_spin_unlock(&out->lock);
+	return was;
 }
 
 static __always_inline int tg_take_host_place(struct tg_host *h, const struct tg_setting *set)

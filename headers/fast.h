@@ -359,7 +359,8 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	tg_put_mac(head.smac, way.word[TG_WAY_SMAC]);
 	if ((g->family == 4 ? tg_fast_ipv4(skb, g, h, &head) : tg_fast_ipv6(skb, g, h, &head)) < 0)
 		return TG_DROP_ERROR;
-	h->last = now;
+	if (now > h->last)
+		h->last = now;
 	if (!h->fast)
 		h->fast = 1;
 	__sync_fetch_and_add(&h->packets, s->wire.count.packets);

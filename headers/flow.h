@@ -6,6 +6,7 @@
 #ifndef TG_FLOW_H
 #define TG_FLOW_H
 
+#include "account.h"
 #include "maps_gate.h"
 #include "tuple.h"
 
@@ -225,6 +226,8 @@ static __always_inline void tg_let_through(struct tg_session *h, const struct tg
 
 	if (h->ifindex != g->ifindex_in)
 		h->ifindex = g->ifindex_in;
+	if (!(h->flags & TG_FLOW_LEFT))
+		h->flags |= TG_FLOW_LEFT;
 	if (s && h->whole < s->wire.l3_len)
 		h->whole = s->wire.l3_len;
 }
@@ -239,6 +242,24 @@ static __always_inline void tg_took_stack(struct tg_session *h, const struct tg_
 		h->fast = 0;
 	if (g->ifindex_out && g->ifindex_in)
 		tg_let_through(h, g);
+}
+
+/* A flow that this packet has found answered leaves the accounts of the fresh ones now,
+ * and not when its queue gets to it: hosts are judged by how many they have. */
+static __always_inline void tg_note_answer(struct tg_gate *g, struct tg_session *out)
+{
+	const struct tg_session *in = bpf_map_lookup_elem(&tg_sessions, &out->other);
+
+	if (!in || !tg_answered(in, out, g->tuple.proto) || !tg_take_fresh(out))
+		return;
+	tg_leave_fresh(tg_from_outside(out->origin));
+	if (tg_from_outside(out->origin))
+		return;
+	if (out->counted == TG_COUNTED_SHARED)
+		__builtin_memset(g->turn_host.addr, 0, sizeof(g->turn_host.addr));
+	else
+		tg_copy_addr(g->turn_host.addr, out->other.src);
+	tg_leave_host(&g->turn_host, 1, 0);
 }
 
 /* Counts the packet at its half and lets it keep the flow alive. */
@@ -261,6 +282,8 @@ __noinline int tg_touch(void)
 	__sync_fetch_and_add(&h->bytes, g->bytes);
 	if (g->copied)
 		__sync_fetch_and_add(&h->copied, g->packets);
+	if (h->half == TG_HALF_OUTSIDE && h->fresh)
+		tg_note_answer(g, h);
 	return 0;
 }
 

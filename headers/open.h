@@ -16,9 +16,12 @@
 /* How many of the settled ones are then. */
 #define TG_FULL_TURNS 4
 
+/* Another CPU may be faster with the room that was made. */
+#define TG_ROOM_TRIES 3
+
 /* Looks for room: what has been answered is no longer fresh, one that was not may go.
- * The caller tries again. */
-static __always_inline void tg_make_room(__u32 whose)
+ * The caller tries again. 1: one has gone. */
+static __always_inline int tg_make_room(__u32 whose)
 {
 	int i;
 
@@ -26,30 +29,41 @@ static __always_inline void tg_make_room(__u32 whose)
 		int turned = tg_turn_fresh(whose, TG_TURN_MAKE_ROOM);
 
 		if (turned == TG_TURN_ROOM)
-			return;
+			return 1;
 		if (turned == TG_TURN_NOTHING)
 			break;
 	}
 	/* What has expired and was not due to be looked at makes room for the next. */
 	for (i = 0; i < TG_FULL_TURNS; i++)
 		tg_turn_settled(whose, TG_TURN_ALL);
+	return 0;
 }
 
 /* Takes a place, after room was looked for if need be. */
 static __always_inline int tg_get_host_place(__u32 whose, struct tg_host *h,
 					     const struct tg_setting *set)
 {
-	if (tg_take_host_place(h, set))
-		return 1;
-	tg_make_room(whose);
+	int i;
+
+	for (i = 0; i < TG_ROOM_TRIES; i++) {
+		if (tg_take_host_place(h, set))
+			return 1;
+		if (!tg_make_room(whose))
+			break;
+	}
 	return tg_take_host_place(h, set);
 }
 
 static __always_inline int tg_get_place(__u32 whose, const struct tg_setting *set, int forwarded)
 {
-	if (tg_take_place(set, forwarded))
-		return 1;
-	tg_make_room(whose);
+	int i;
+
+	for (i = 0; i < TG_ROOM_TRIES; i++) {
+		if (tg_take_place(set, forwarded))
+			return 1;
+		if (!tg_make_room(whose))
+			break;
+	}
 	return tg_take_place(set, forwarded);
 }
 

@@ -81,14 +81,13 @@ static __always_inline void tg_account_of(struct tg_gate *g, __u32 counted)
 /* Whoever owns the flow's place in its queue takes it off the accounts. */
 static __always_inline void tg_uncount(struct tg_session *out, struct tg_gate *g, int whole)
 {
-	int fresh = out->fresh, counted = out->counted;
+	int fresh = tg_take_fresh(out), counted = out->counted;
 
 	whole = whole && counted;
 	if (!fresh && !whole)
 		return;
 	if (fresh)
 		tg_leave_fresh(tg_from_outside(out->origin));
-	out->fresh = 0;
 	if (whole)
 		out->counted = TG_COUNTED_NOT;
 	if (tg_from_outside(out->origin))
@@ -129,7 +128,8 @@ static __always_inline int tg_send_off(struct tg_gate *g, struct tg_session *out
 
 /* Whether the unanswered flow of a pair may go for one that g lays out: another one
  * of a forward's for one of a forward's; else one of the same host, or of a host
- * that has no fewer unanswered flows: the oldest goes. */
+ * that has no fewer unanswered flows: the oldest goes. Those of a host with many more
+ * go by a budget which hosts that scan do not share. */
 static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session *out,
 				     const struct tg_setting *set)
 {
@@ -145,7 +145,9 @@ static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session 
 		return 0;
 	if (theirs == mine)
 		return tg_may_end(set, TG_END_OWN);
-	return theirs->fresh >= mine->fresh && tg_may_end(set, TG_END_HEAVIER);
+	if (theirs->fresh < mine->fresh)
+		return 0;
+	return tg_may_end(set, theirs->fresh / 2 < mine->fresh ? TG_END_OWN : TG_END_HEAVIER);
 }
 
 /* Whether the flow at the head of a queue, whose key is in g->turn, was looked at so
@@ -172,6 +174,12 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 		return TG_TURN_NOTHING;
 	if (!set || bpf_map_pop_elem(&tg_fresh, &g->turn))
 		return TG_TURN_NOTHING;
+	out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
+	if (out && !out->fresh && out->life == TG_LIFE_LIVE) { /* its answer has said so */
+		out->looked = g->now;
+		tg_stand_in_settled(&g->turn);
+		return TG_TURN_ROOM;
+	}
 	out = tg_pair(g, &in);
 	if (!out)
 		return TG_TURN_LOOKED;
