@@ -127,11 +127,10 @@ static __always_inline __u64 tg_mac48(const __u8 *mac)
 	       (__u64)mac[4] << 32 | (__u64)mac[5] << 40;
 }
 
-/* Looks for the way of the packet in g->tuple, whose half's element holds it then.
- * 1: there is one. */
-__noinline int tg_find_way(struct __sk_buff *skb, __u32 what)
+/* Looks for the way of the packet in g->tuple, whose half's element holds it then. len:
+ * from the network header on. 1: there is one. */
+__noinline int tg_find_way(struct __sk_buff *skb, __u32 what, __u32 len)
 {
-	struct tg_scratch *s = tg_own_scratch();
 	struct tg_gate *g = tg_own_gate();
 	struct bpf_fib_lookup fib = {};
 	const struct tg_session *other;
@@ -141,7 +140,7 @@ __noinline int tg_find_way(struct __sk_buff *skb, __u32 what)
 	__u64 stamp, copied;
 	__u8 zone, tos;
 
-	if (!s || !g)
+	if (!g)
 		return 0;
 	set = tg_setting_of(g->generation);
 	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
@@ -159,16 +158,10 @@ __noinline int tg_find_way(struct __sk_buff *skb, __u32 what)
 	fib.l4_protocol = g->tuple.proto;
 	fib.sport = g->tuple.sport;
 	fib.dport = h->other.sport;
-	fib.tot_len = s->wire.l3_len;
-	if (h->half == TG_HALF_INSIDE) {
-		if (tg_route(skb, g, g->tuple.src, h->other.src, &fib))
-			return 0;
-		zone = h->outside_zone;
-	} else {
-		if (tg_route(skb, g, g->tuple.src, h->other.src, &fib))
-			return 0;
-		zone = h->inside_zone;
-	}
+	fib.tot_len = len;
+	if (tg_route(skb, g, g->tuple.src, h->other.src, &fib))
+		return 0;
+	zone = h->half == TG_HALF_INSIDE ? h->outside_zone : h->inside_zone;
 	to = tg_member(g->generation, fib.ifindex);
 	if (!to || to->zone != zone || !to->gateway)
 		return 0;
@@ -185,14 +178,44 @@ __noinline int tg_find_way(struct __sk_buff *skb, __u32 what)
 	return 1;
 }
 
-/* Reads the headers into g->tuple, and the IPv4 frame's start into head. 0: not for
- * the fast path. */
-static __always_inline int tg_fast_look(struct __sk_buff *skb, struct tg_gate *g,
-					struct tg_fast_head *head)
+/* What from and to differ by, as a checksum is told. */
+static __always_inline __u64 tg_sum_diff(__u32 from, __u32 to)
+{
+	return (__u64)(__u32)~from + to;
+}
+
+static __always_inline __u32 tg_fold32(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+static __always_inline __u16 tg_fold16(__u64 sum)
+{
+	sum = tg_fold32(sum);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* What the stack does not take either. */
+static __always_inline int tg_fast_sum_ok(const struct iphdr *ip)
+{
+	const __u32 *w = (const __u32 *)ip;
+
+	return tg_fold16((__u64)w[0] + w[1] + w[2] + w[3] + w[4]) == 0xffff;
+}
+
+/* Reads the headers into g->tuple, and the IPv4 frame's start into head. Returns the
+ * length from the network header on, without the padding of short frames; of a GSO
+ * packet 1. 0: not for the fast path. */
+static __always_inline __u32 tg_fast_look(struct __sk_buff *skb, struct tg_gate *g,
+					  struct tg_fast_head *head)
 {
 	const struct ethhdr *eth;
 	struct tg_span span;
 	const __u8 *l4;
+	__u32 len;
 	__u8 proto;
 
 	tg_skb_span(skb, &span);
@@ -211,6 +234,9 @@ static __always_inline int tg_fast_look(struct __sk_buff *skb, struct tg_gate *g
 		proto = ip->protocol;
 		head->proto = eth->h_proto;
 		head->ip = *ip;
+		if (!tg_fast_sum_ok(&head->ip))
+			return 0;
+		len = bpf_ntohs(ip->tot_len);
 		g->family = 4;
 		g->l4 = ETH_HLEN + sizeof(*ip);
 		tg_map_ipv4(g->tuple.src, ip->saddr);
@@ -223,6 +249,7 @@ static __always_inline int tg_fast_look(struct __sk_buff *skb, struct tg_gate *g
 			return 0;
 		proto = ip->nexthdr;
 		head->ip.ttl = ip->hop_limit;
+		len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 		g->family = 6;
 		g->l4 = ETH_HLEN + sizeof(*ip);
 		tg_copy_addr(g->tuple.src, (const __u8 *)&ip->saddr);
@@ -245,27 +272,10 @@ static __always_inline int tg_fast_look(struct __sk_buff *skb, struct tg_gate *g
 	g->tuple.pad[0] = 0;
 	g->tuple.pad[1] = 0;
 	g->tuple.pad[2] = 0;
-	return 1;
-}
-
-/* What from and to differ by, as a checksum is told. */
-static __always_inline __u64 tg_sum_diff(__u32 from, __u32 to)
-{
-	return (__u64)(__u32)~from + to;
-}
-
-static __always_inline __u32 tg_fold32(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return (sum & 0xffffffff) + (sum >> 32);
-}
-
-static __always_inline __u16 tg_fold16(__u64 sum)
-{
-	sum = tg_fold32(sum);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
+	if (skb->gso_size)
+		return 1;
+	/* A frame that ends before its packet is the stack's to drop. */
+	return len + ETH_HLEN <= skb->len ? len : 0;
 }
 
 /* Writes an IPv4 frame's start in one go. h->other turned round is what it becomes.
@@ -334,13 +344,17 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	struct tg_fast_head head = {};
 	struct tg_fast_way way;
 	struct tg_session *h;
+	__u32 len;
 	__u64 now;
 
 	/* PACKET_HOST; and a tagged frame is another network's. */
 	if (!s || !g || !set || !set->fast || skb->pkt_type || skb->vlan_present)
 		return 0;
-	if (!tg_fast_look(skb, g, &head))
+	len = tg_fast_look(skb, g, &head);
+	if (!len)
 		return 0;
+	if (skb->gso_size)
+		len = s->wire.l3_len; /* of its segments */
 	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
 	if (!h || h->hint || h->ifindex != skb->ifindex)
 		return 0;
@@ -350,10 +364,10 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	if (!tg_way_holds(h, set, now, &way)) {
 		g->now = now;
 		g->generation = gen;
-		if (!tg_find_way(skb, what) || !tg_way_holds(h, set, now, &way))
+		if (!tg_find_way(skb, what, len) || !tg_way_holds(h, set, now, &way))
 			return 0;
 	}
-	if (s->wire.l3_len > h->whole || s->wire.l3_len > (way.word[TG_WAY_OUT] >> 32 & 0xffff))
+	if (len > h->whole || len > (way.word[TG_WAY_OUT] >> 32 & 0xffff))
 		return 0;
 	tg_put_mac(head.dmac, way.word[TG_WAY_DMAC]);
 	tg_put_mac(head.smac, way.word[TG_WAY_SMAC]);
