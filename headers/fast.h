@@ -232,7 +232,7 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	if (!tg_way_holds(h, set, now, &way)) {
 		g->now = now;
 		g->generation = gen;
-		if (!tg_find_way(skb, what, len) || !tg_way_holds(h, set, now, &way))
+		if (!tg_find_way(skb, h, set, what, len) || !tg_way_holds(h, set, now, &way))
 			return 0;
 	}
 	if (len > h->whole || len > (way.word[TG_WAY_OUT] >> 32 & 0xffff))

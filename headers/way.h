@@ -90,27 +90,40 @@ static __always_inline __u64 tg_mac48(const __u8 *mac)
 	       (__u64)mac[4] << 32 | (__u64)mac[5] << 40;
 }
 
-/* Looks for the way of the packet in g->tuple, whose half's element holds it then. len:
- * from the network header on. 1: there is one. */
-__noinline int tg_find_way(struct __sk_buff *skb, __u32 what, __u32 len)
+/* A flow that had a way in this generation, and was used so lately that it has not
+ * expired, needs no look at its other half: with many flows that is what costs. FIN and
+ * RST take the way; what ends a flow sets the hint of both halves. */
+static __always_inline int tg_had_way(const struct tg_gate *g, const struct tg_session *h,
+				      const struct tg_setting *set)
+{
+	__u64 until = h->way[TG_WAY_UNTIL];
+	enum tg_timer timer =
+		g->tuple.proto == IPPROTO_TCP ? TG_TIMER_TCP_ESTABLISHED : TG_TIMER_UDP;
+
+	return until && (until & 0x7fffULL << 32) == tg_way_serial(set) &&
+	       h->origin != TG_ORIGIN_EIF && g->now < h->last + set->timers[timer];
+}
+
+static __always_inline int tg_may_have_way(const struct tg_gate *g, const struct tg_session *h,
+					   const struct tg_setting *set)
+{
+	const struct tg_session *other = bpf_map_lookup_elem(&tg_sessions, &h->other);
+
+	return other && tg_same_tuple(&other->other, &g->tuple) && tg_fast_flow(g, h, other, set);
+}
+
+/* Looks for the way of the packet in g->tuple, which belongs to the half h, and leaves it
+ * there. len: from the network header on. 1: there is one. */
+static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
+				  const struct tg_setting *set, __u32 what, __u32 len)
 {
 	struct tg_gate *g = tg_own_gate();
 	struct bpf_fib_lookup fib = {};
-	const struct tg_session *other;
-	const struct tg_setting *set;
 	const struct tg_member *to;
-	struct tg_session *h;
 	__u64 stamp, copied;
 	__u8 zone, tos;
 
-	if (!g)
-		return 0;
-	set = tg_setting_of(g->generation);
-	h = bpf_map_lookup_elem(&tg_sessions, &g->tuple);
-	if (!set || !h)
-		return 0;
-	other = bpf_map_lookup_elem(&tg_sessions, &h->other);
-	if (!other || !tg_same_tuple(&other->other, &g->tuple) || !tg_fast_flow(g, h, other, set))
+	if (!g || (!tg_had_way(g, h, set) && !tg_may_have_way(g, h, set)))
 		return 0;
 	g->from_zone = what & TG_FAST_ZONE;
 	if (what & TG_FAST_INSIDE && !tg_source_ok(skb))
