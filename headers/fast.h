@@ -129,7 +129,8 @@ static __always_inline __u32 tg_fast_look(struct __sk_buff *skb, struct tg_gate 
 	}
 	if (proto == IPPROTO_TCP) {
 		if ((const void *)(l4 + sizeof(struct tcphdr)) > span.end ||
-		    l4[13] & (TG_TCP_SYN | TG_TCP_FIN | TG_TCP_RST) || !(l4[13] & TG_TCP_ACK))
+		    l4[13] & (TG_TCP_SYN | TG_TCP_FIN | TG_TCP_RST) || !(l4[13] & TG_TCP_ACK) ||
+		    l4[12] < 0x50)
 			return 0;
 	} else if (proto != IPPROTO_UDP || !*(const __u16 *)(l4 + 6)) {
 		return 0; /* UDP without a checksum: rewrite.h knows how */

@@ -156,6 +156,7 @@ __noinline int tg_find_flow(void)
 	if (h->hint && !tg_revive(h))
 		return TG_TAKEN;
 	tg_turn_round(&g->to, &h->other);
+	g->flow_zone = h->half == TG_HALF_INSIDE ? h->inside_zone : h->outside_zone;
 	g->clamp = (h->flags & TG_FLOW_CLAMP) != 0;
 	g->changed = !tg_same_tuple(&g->to, &g->tuple);
 	return TG_FOUND;

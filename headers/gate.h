@@ -88,6 +88,13 @@ static __always_inline int tg_may_begin(struct tg_gate *g, int from_inside)
 	return 1;
 }
 
+/* At egress: mgmt interfaces do not check sources where packets come in, so a known flow
+ * is no pass for whoever sends its tuple from there. */
+static __always_inline int tg_of_another_zone(const struct tg_gate *g)
+{
+	return g->from_role == TG_ROLE_MGMT && g->flow_zone != g->from_zone;
+}
+
 /* To the MTU of the external interface, which both ways of a flow pass. */
 static __always_inline void tg_clamp(struct __sk_buff *skb, struct tg_gate *g)
 {

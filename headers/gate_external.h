@@ -162,7 +162,8 @@ __noinline int tg_gate_external_out(struct __sk_buff *skb)
 	if (found == TG_TAKEN)
 		return TG_DROP_BUSY;
 	if (found == TG_FOUND)
-		return tg_take_packet(skb, g, TG_PASS_FLOW);
+		return tg_of_another_zone(g) ? TG_DROP_SPOOFED
+					     : tg_take_packet(skb, g, TG_PASS_FLOW);
 	if (tg_translated_by_host(g)) {
 		/* Sources of internal zones are checked where they come in. */
 		reason = g->from_role == TG_ROLE_INTERNAL ? TG_PASS_ALLOWED : tg_judge();

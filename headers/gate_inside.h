@@ -87,6 +87,8 @@ __noinline int tg_gate_inside_out(struct __sk_buff *skb)
 		return TG_DROP_BUSY;
 	if (found == TG_FOUND) {
 		g->changed = 0; /* a translated one would have been by now */
+		if (tg_of_another_zone(g))
+			return TG_DROP_SPOOFED;
 		return tg_take_packet(skb, g, TG_PASS_FLOW);
 	}
 	reason = tg_begin_inside();

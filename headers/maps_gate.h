@@ -226,12 +226,13 @@ struct tg_gate {
 	__u32 to_role;
 	__u32 ifindex_in;
 	__u32 ifindex_out;
-	__u32 policy;  /* number + 1 of the one that decided */
-	__u32 verdict; /* enum tg_reason of a step that ends */
-	__u32 clamp;   /* 1: SYNs of this flow have their MSS clamped */
-	__u32 mtu;     /* to what this MTU allows; 0: not clamped */
-	__u32 copied;  /* 1: a mirror of the inside interface takes the packet */
-	__u32 changed; /* 1: `to` differs from the tuple */
+	__u32 policy;	 /* number + 1 of the one that decided */
+	__u32 verdict;	 /* enum tg_reason of a step that ends */
+	__u32 clamp;	 /* 1: SYNs of this flow have their MSS clamped */
+	__u32 mtu;	 /* to what this MTU allows; 0: not clamped */
+	__u32 copied;	 /* 1: a mirror of the inside interface takes the packet */
+	__u32 changed;	 /* 1: `to` differs from the tuple */
+	__u32 flow_zone; /* that the packets of the half which was found come from */
 	/* where the outside port may be, and which of them is tried next */
 	__u32 range_lo[2];
 	__u32 range_n[2];
