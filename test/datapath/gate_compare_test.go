@@ -8,9 +8,6 @@ import (
 	"tapgate/test/model"
 )
 
-// clockSlack is how far apart model and program may read the clock.
-const clockSlack = int64(2 * time.Second)
-
 // compare holds all that the program knows of flows against the model.
 func (w *world) compare() error {
 	return errors.Join(w.compareSessions(), w.compareBindings(), w.compareAccounts())
@@ -27,7 +24,7 @@ func (w *world) compareSessions() error {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for key, s := range theirs {
 		o, ok := theirs[s.other]
-		if (!ok || o.other != key || s.other == key) && s.half == 1 && (s.life == w.maps.lives["TG_LIFE_FLUSHED"] || s.life == w.maps.lives["TG_LIFE_DELETED"]) {
+		if (!ok || o.other != key || s.other == key) && s.half == 1 && (s.life == w.maps.lives["flushed"] || s.life == w.maps.lives["deleted"]) {
 			w.strays++
 			continue // half way out, and what was the other half may be another flow's
 		}
@@ -62,8 +59,8 @@ func (w *world) compareSession(f model.Flow, in, out session, fail func(string, 
 	}
 	check("inside half", in.key, f.Inside)
 	check("origin", in.origin, uint64(f.Origin))
-	check("bound", in.bound != 0, f.Bound)
-	if !f.Unsure && !f.Flushed && (out.fresh != 0 && f.Settled || out.fresh == 0 && !f.Answered) {
+	check("bound", out.bound != 0, f.Bound)
+	if !f.Unsure && !f.Flushed && w.clock < f.Deadline && (out.fresh != 0 && f.Settled || out.fresh == 0 && !f.Answered) {
 		fail("%sfresh %v, in the model answered %v", where, out.fresh, f.Answered)
 	}
 	for i, h := range []session{in, out} {
@@ -74,30 +71,15 @@ func (w *world) compareSession(f model.Flow, in, out session, fail func(string, 
 			check(side+"TCP flags", h.tcp, uint64(f.Saw[i]))
 		}
 		if f.Packets[i] > 0 {
-			w.near(where+side+"last heard", h.last, f.Last[i], fail)
+			check(side+"last heard", h.last, uint64(f.Last[i]))
 		}
 		if f.Reset[i] != 0 || h.reset != 0 {
-			w.near(where+side+"reset", h.reset, f.Reset[i], fail)
+			check(side+"reset", h.reset, uint64(f.Reset[i]))
 		}
 	}
-	live := out.life == w.maps.lives["TG_LIFE_LIVE"] || out.life == w.maps.lives["TG_LIFE_DYING"]
+	live := out.life == w.maps.lives["live"] || out.life == w.maps.lives["dying"]
 	if live && f.Flushed || !live && f.Answered && !f.Flushed {
 		fail("%slife %d, flushed in the model %v", where, out.life, f.Flushed)
-	}
-}
-
-// near holds a boot time of the program against one of the model. What would be
-// before the boot has no place to be.
-func (w *world) near(what string, program uint64, model int64, fail func(string, ...any)) {
-	want := model - w.offset
-	if model == 0 { // not yet
-		want = 0
-	}
-	if want <= 0 && program == 1 {
-		return
-	}
-	if d := int64(program) - want; d > clockSlack || d < -clockSlack {
-		fail("%s %v later than the model says", what, time.Duration(d))
 	}
 }
 
@@ -106,14 +88,14 @@ func (w *world) compareBindings() error {
 	if err != nil {
 		return err
 	}
-	remotes, err := w.maps.remotes()
+	remotes, err := w.maps.remotes(theirs)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	mine := map[endpoint]model.Mapping{}
-	for e, m := range w.model.Mappings() {
+	for e, m := range w.model.Mappings(w.clock) {
 		mine[endpoint{e.Addr, e.Port, e.Proto}] = m
 	}
 	for e, b := range theirs {
@@ -123,13 +105,13 @@ func (w *world) compareBindings() error {
 		case b.twins != 2:
 			fail("half a binding: %v of %v", b, e)
 		case !ok:
-			fail("the program has the binding %v, left %v ago; the model has not", b, time.Duration(w.now()-w.offset-int64(b.since)))
+			fail("the program has the binding %v, left %v ago; the model has not", b, time.Duration(w.clock-int64(b.since)))
 		case b.inside != inner || b.sessions != uint64(m.Sessions):
 			fail("binding %v, the model has %v", b, m)
 		}
 	}
 	for e, m := range mine {
-		if _, ok := theirs[e]; !ok {
+		if _, ok := theirs[e]; !ok && !m.Due {
 			fail("the model has the binding %v, the program has not", m)
 		}
 	}
@@ -158,17 +140,19 @@ func (w *world) compareAccounts() error {
 		return err
 	}
 	flows := w.model.Flows()
-	want := map[string]uint64{"flows": 0, "bindings": uint64(len(w.model.Mappings())), "fresh": 0, "forwarded": 0}
-	lag, unsure := uint64(0), uint64(0)
+	want := map[string]uint64{"flows": 0, "bindings": 0, "fresh": 0, "forwarded": 0}
+	lag, unsure, ended := uint64(0), uint64(0), uint64(0)
+	expired := func(f model.Flow) bool { return w.clock >= f.Deadline }
 	for _, f := range flows {
 		if f.Flushed {
+			ended++ // counted until somebody looks at it
 			continue
 		}
 		want["flows"]++
 		if f.Answered && !f.Settled || f.Unsure {
 			lag++
 		}
-		if f.Unsure {
+		if f.Unsure || expired(f) { // whether it is counted as fresh still
 			unsure++
 		}
 		if !f.Answered {
@@ -178,13 +162,23 @@ func (w *world) compareAccounts() error {
 			}
 		}
 	}
-	want["bindings"] = uint64(len(w.model.Mappings()))
+	gone := uint64(0)
+	for _, m := range w.model.Mappings(w.clock) {
+		want["bindings"]++
+		if m.Due {
+			gone++
+		}
+	}
 	for name, n := range want {
 		late := uint64(0) // answered since the program looked last
 		if name == "fresh" || name == "forwarded" {
 			late = lag
 		}
-		if table[name]+unsure < n || table[name] > n+late+w.strays {
+		if name == "bindings" {
+			table[name] += gone
+			late = gone
+		}
+		if table[name]+unsure < n || table[name] > n+late+w.strays+ended {
 			err = errors.Join(err, fmt.Errorf("the table counts %d %s, the model %d", table[name], name, n))
 		}
 	}
@@ -195,7 +189,7 @@ func (w *world) compareAccounts() error {
 func (w *world) empty() error {
 	sessions, err1 := w.maps.sessions()
 	bindings, err2 := w.maps.bindings()
-	remotes, err3 := w.maps.remotes()
+	remotes, err3 := w.maps.remotes(bindings)
 	hosts, err4 := w.maps.hosts()
 	table, err5 := w.maps.account()
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {

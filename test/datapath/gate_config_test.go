@@ -10,13 +10,14 @@ import (
 
 // Who is where.
 var (
-	insiders  = addrs("192.168.3.2", "192.168.3.3", "192.168.3.4", "2001:db8:3::2", "2001:db8:3::3")
-	seconds   = addrs("192.168.6.2", "192.168.6.3", "2001:db8:6::2")
-	managers  = addrs("192.168.5.2")
-	remotes   = addrs("203.0.113.8", "203.0.113.9", "198.51.100.7", "2001:db8:113::8", "2001:db8:99::9")
-	pool      = addrs("203.0.113.20", "203.0.113.21", "203.0.113.22")
-	pool6     = addrs("2001:db8:113::20")
-	outsideIP = netip.MustParseAddr("203.0.113.1")
+	insiders   = addrs("192.168.3.2", "192.168.3.3", "192.168.3.4", "2001:db8:3::2", "2001:db8:3::3")
+	seconds    = addrs("192.168.6.2", "192.168.6.3", "2001:db8:6::2")
+	managers   = addrs("192.168.5.2")
+	remotes    = addrs("203.0.113.8", "203.0.113.9", "198.51.100.7", "2001:db8:113::8", "2001:db8:99::9")
+	pool       = addrs("203.0.113.20", "203.0.113.21", "203.0.113.22")
+	pool6      = addrs("2001:db8:113::20")
+	outsideIP  = netip.MustParseAddr("203.0.113.1")
+	outsideIP6 = netip.MustParseAddr("2001:db8:113::1")
 )
 
 func addrs(list ...string) []netip.Addr {
@@ -119,7 +120,7 @@ var scenarios = []scenario{
 			Masquerades: []loader.Masquerade{{Name: "in", From: "internal", To: "external"}, {Name: "second", From: "second", To: "external"}},
 			Forwards:    gateForwards,
 		},
-		limits: model.Limits{Flows: 24, Fresh: 12, PerHost: 8, Forwarded: 3},
+		limits: model.Limits{Flows: 24, Fresh: 12, PerHost: 8, FreshHost: 6, Forwarded: 3},
 	},
 }
 
@@ -131,17 +132,22 @@ var gateTimers = model.Timers{
 
 func timerValues(t model.Timers) map[string]time.Duration {
 	return map[string]time.Duration{
-		"TG_TIMER_PROVISIONAL": t.Provisional, "TG_TIMER_TCP_OPENING": t.TCPOpening, "TG_TIMER_TCP_ESTABLISHED": t.TCPEstablished,
-		"TG_TIMER_TCP_CLOSING": t.TCPClosing, "TG_TIMER_UDP_UNANSWERED": t.UDPUnanswered, "TG_TIMER_UDP": t.UDP,
-		"TG_TIMER_ICMP": t.ICMP, "TG_TIMER_OTHER": t.Other, "TG_TIMER_LINGER": t.Linger,
+		"provisional": t.Provisional, "tcp_opening": t.TCPOpening, "tcp_established": t.TCPEstablished,
+		"tcp_closing": t.TCPClosing, "udp_unanswered": t.UDPUnanswered, "udp": t.UDP,
+		"icmp": t.ICMP, "other": t.Other, "linger": t.Linger,
 	}
 }
+
+func (s scenario) timers() model.Timers { return gateTimers }
 
 // config is what the loader gets.
 func (s scenario) config() loader.Config {
 	cfg := policy()
 	for i := range cfg.Zones {
 		z := &cfg.Zones[i]
+		if z.Role == loader.RoleDMZ {
+			z.Interfaces = []string{"eth2"}
+		}
 		if z.Role == loader.RoleInternal {
 			z.Prefixes = gateZones[z.Name].nets
 		}
@@ -156,9 +162,9 @@ var protocols = map[string]uint8{"": 0, "tcp": tcp, "udp": udp, "icmp": icmp4, "
 // model is what the model gets: the same in its own words.
 func (s scenario) model(hostPorts []model.Ports) model.Config {
 	c := model.Config{
-		Exclude: s.nat.Exclude, Timers: gateTimers, Limits: s.limits, Adopt: s.adopt,
-		Outside: map[int][2]netip.Addr{external: {outsideIP}},
-		Ours:    []model.Ours{{Addr: outsideIP, Zone: "external", Ifindex: external}},
+		Exclude: s.nat.Exclude, Timers: s.timers(), Limits: s.limits, Adopt: s.adopt,
+		Outside: map[int][2]netip.Addr{external: {outsideIP, outsideIP6}},
+		Ours:    []model.Ours{{Addr: outsideIP, Zone: "external", Ifindex: external}, {Addr: outsideIP6, Zone: "external", Ifindex: external}},
 	}
 	roles := map[string]model.Role{"external": model.External, "internal": model.Internal, "second": model.Internal, "mgmt": model.Mgmt}
 	for name, z := range gateZones {

@@ -246,6 +246,15 @@ func aged(frame []byte) []byte {
 	return f
 }
 
+// trimmed is a frame without its padding, which the kernel takes away.
+func trimmed(frame []byte) []byte {
+	end := 14 + int(binary.BigEndian.Uint16(frame[16:]))
+	if frame[14]>>4 == 6 {
+		end = 14 + 40 + int(binary.BigEndian.Uint16(frame[18:]))
+	}
+	return frame[:min(end, len(frame))]
+}
+
 func ttlOf(frame []byte) uint8 {
 	if frame[14]>>4 == 6 {
 		return frame[14+7]

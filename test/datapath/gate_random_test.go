@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -19,22 +18,25 @@ const perSequence = 3000
 
 // sequence runs packets until there were enough of them or the dice end.
 func (w *world) sequence(packets int) error {
-	w.in, w.out, w.sent = nil, nil, nil
-	if err := w.apply(w.n(len(scenarios))); err != nil {
+	if err := w.reset(); err != nil {
 		return err
 	}
-	end := w.runs + packets
-	change := w.runs + packets/2
-	for w.runs < end && !w.end {
+	w.focus()
+	if err := w.apply(); err != nil {
+		return err
+	}
+	end := w.packets + packets
+	change := w.packets + packets/2
+	for w.packets < end && !w.end {
 		if err := w.next(); err != nil {
 			return err
 		}
-		if w.runs > change && w.rnd != nil {
+		if w.packets > change && w.rnd != nil {
 			change = end
 			if err := w.compare(); err != nil {
 				return err
 			}
-			if err := w.apply(w.n(len(scenarios))); err != nil {
+			if err := w.apply(); err != nil {
 				return err
 			}
 		}
@@ -45,83 +47,94 @@ func (w *world) sequence(packets int) error {
 	return w.expireAll()
 }
 
-// expireAll lets all timers run out, and looks whether anything is left.
-func (w *world) expireAll() error {
-	if err := w.settle(); err != nil {
-		return err
-	}
-	for range 3 { // flows, then the mappings that they leave behind
-		if err := w.jump(gateTimers.TCPEstablished + time.Second); err != nil {
-			return err
-		}
-		if err := w.sweep(); err != nil {
-			return err
-		}
-	}
-	if err := w.compare(); err != nil {
-		return err
-	}
-	return w.empty()
+// A play is a sequence that can be run again: by a seed, or by a fuzzer's choices.
+type play struct {
+	seed    uint64
+	data    []byte // not nil: instead of a seed
+	packets int
 }
 
-// story is what led to a difference.
-func (w *world) story(err error) string {
-	return fmt.Sprintf("%v\nscenario %s; the last steps:\n%s", err, scenarios[max(0, w.scenario)].name, strings.Join(w.log, "\n"))
+func (p play) run(w *world) error {
+	w.dice = &dice{data: p.data}
+	if p.data == nil {
+		w.dice.rnd = rand.New(rand.NewPCG(p.seed, 0))
+	}
+	w.stage.setWord(wordDice, p.seed)
+	return w.gateway.Gateway.Do(func() error { return w.sequence(p.packets) })
 }
 
-// TestGatewayRandom runs random packets through program and model: always the same
-// sequences, as far as the packets go; ports are the program's choice. It is for the
-// running kernel: an emulated one is too slow for the model's short timers. The
-// environment says how many packets, and from which seed:
-// TAPGATE_MODEL_PACKETS=10000000 TAPGATE_MODEL_SEED=1.
-func TestGatewayRandom(t *testing.T) {
-	requireIngressIfindex(t)
-	packets, seed := 12000, uint64(1)
-	if s := os.Getenv("TAPGATE_MODEL_PACKETS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		packets = n
-	}
-	if s := os.Getenv("TAPGATE_MODEL_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
-	}
-	w := newTestWorld(t)
-	start, last := time.Now(), time.Now()
-	for n := uint64(0); w.runs < packets; n++ {
-		w.dice = &dice{rnd: rand.New(rand.NewPCG(seed+n, 0))}
-		err := gate.Gateway.Do(func() error { return w.sequence(min(perSequence, packets-w.runs)) })
-		if err != nil {
-			t.Fatalf("TAPGATE_MODEL_SEED=%d, after %d packets: %s", seed+n, w.runs, w.story(err))
-		}
-		if time.Since(last) > 10*time.Second {
-			last = time.Now()
-			t.Logf("%d packets, %.0f a second", w.runs, float64(w.runs)/time.Since(start).Seconds())
-		}
-	}
-	t.Logf("seed %d: %d packets, %.0f a second: %v", seed, w.runs, float64(w.runs)/time.Since(start).Seconds(), w.did)
-}
-
-// newTestWorld is the shared gateway with an empty flow table; afterwards it only
-// taps again.
-func newTestWorld(t testing.TB) *world {
+// newTestWorld is a world that goes with the test.
+func newTestWorld(t testing.TB, g *gateway) *world {
 	t.Helper()
-	w, err := newWorld(gate)
+	w, err := newWorld(g)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		w.close()
-		if _, err := gate.gw.Apply(policy()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(w.close)
 	return w
+}
+
+// again runs a sequence that has shown a difference once more from its beginning, in
+// a new world and looking at all flows after each packet: so the first
+// difference is found, and what led to it is told.
+func (p play) again(t testing.TB, g *gateway, first error) string {
+	t.Helper()
+	w := newTestWorld(t, g)
+	w.noting, w.careful = true, true
+	if err := p.run(w); err != nil {
+		return fmt.Sprintf("%v\nand first of all:\n%s", first, w.story(err))
+	}
+	w = newTestWorld(t, g)
+	w.noting = true
+	if err := p.run(w); err != nil {
+		return w.story(fmt.Errorf("%w\n(looking at all flows after each packet does not show it)", err))
+	}
+	return fmt.Sprintf("%v\n(run again, it does not happen)", first)
+}
+
+// number is one of the environment.
+func number(t testing.TB, name string, otherwise uint64) uint64 {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+// TestGatewayRandom runs random packets through program and model: always the same
+// sequences. The environment says how many packets, and from which seed on, each
+// sequence having one more than the one before:
+//
+//	TAPGATE_RANDOM_PACKETS=10000000 TAPGATE_RANDOM_SEED=1 go test -run TestGatewayRandom -timeout 4h ./test/datapath
+func TestGatewayRandom(t *testing.T) {
+	requireIngressIfindex(t)
+	packets, seed := int(number(t, "TAPGATE_RANDOM_PACKETS", 12000)), number(t, "TAPGATE_RANDOM_SEED", 1)
+	g := newGateway(t)
+	w := newTestWorld(t, g)
+	start, told := time.Now(), time.Now()
+	for p := (play{seed: seed}); w.packets < packets; p.seed++ {
+		p.packets = min(perSequence, packets-w.packets)
+		if err := p.run(w); err != nil {
+			t.Fatalf("a difference after %d packets; TAPGATE_RANDOM_SEED=%d TAPGATE_RANDOM_PACKETS=%d shows it:\n%s", w.packets, p.seed, p.packets, p.again(t, g, err))
+		}
+		if time.Since(told) > 10*time.Second {
+			told = time.Now()
+			fmt.Printf("%s: %s, at seed %d\n", t.Name(), w.progress(start), p.seed)
+		}
+	}
+	if kept, lost := w.model.Parity[0], w.model.Parity[1]; lost > kept/200+3 {
+		t.Errorf("%d UDP ports have kept their parity, and %d have not", kept, lost)
+	}
+	t.Logf("from seed %d on: %s without a difference: %v", seed, w.progress(start), w.did)
+}
+
+func (w *world) progress(start time.Time) string {
+	return fmt.Sprintf("%d packets (%d at hooks), %.0f a second", w.packets, w.steps, float64(w.packets)/time.Since(start).Seconds())
 }
 
 // FuzzGateway is the same with choices by a fuzzer.
@@ -134,12 +147,25 @@ func FuzzGateway(f *testing.F) {
 		}
 		f.Add(seed)
 	}
+	g := newGateway(f)
+	var w *world // for all of them, until there is a difference
+	f.Cleanup(func() {
+		if w != nil {
+			w.close()
+		}
+	})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		requireIngressIfindex(t)
-		w := newTestWorld(t)
-		w.dice = &dice{data: data}
-		if err := gate.Gateway.Do(func() error { return w.sequence(perSequence) }); err != nil {
-			t.Fatal(w.story(err))
+		if w == nil {
+			var err error
+			if w, err = newWorld(g); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := play{data: append([]byte{}, data...), packets: perSequence}
+		if err := p.run(w); err != nil {
+			w.close()
+			w = nil
+			t.Fatal(p.again(t, g, err))
 		}
 	})
 }

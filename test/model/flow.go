@@ -47,6 +47,10 @@ type half struct {
 	packets uint64
 	bytes   uint64
 	saw     uint8
+	// for the fast path
+	stacked int64 // when a packet last took the stack
+	from    int   // the interface by which the stack let packets through; 0: none yet
+	whole   int   // how long these were at most, from the IP header on
 }
 
 func (h *half) other() *half { return h.halves[1-h.side] }
@@ -92,13 +96,19 @@ func (s *session) initiatorHalf() *half { return s.halves[s.initiator] }
 func (s *session) last() int64 {
 	in := s.halves[inside].last
 	if s.origin == ByMapping {
-		return max(in, s.created)
+		if in == 0 {
+			return s.created
+		}
+		return in
 	}
 	return max(in, s.halves[outside].last)
 }
 
-// deadline is when the flow ends if nothing more is heard of it.
-func (s *session) deadline(t Timers) int64 {
+// deadline is when the flow is over if nothing more is heard of it: the first moment
+// after its timer.
+func (s *session) deadline(t Timers) int64 { return s.end(t) + 1 }
+
+func (s *session) end(t Timers) int64 {
 	a, b := s.halves[s.initiator], s.halves[1-s.initiator]
 	idle := t.Other
 	if !s.left {
@@ -157,7 +167,8 @@ type binding struct {
 	eif             bool
 	sessions        int
 	since           int64 // when the last session went
-	unanswered      bool  // that one was ended to make room
+	unanswered      bool  // that one, or one of the same moment, was ended to make room
+	ended           int64 // when one was
 }
 
 type remoteKey struct {
@@ -206,7 +217,8 @@ func (h *half) touch(now int64, p *datagram) {
 }
 
 // restart makes a closing flow a new one: its initiator's ports are in use again.
-func (h *half) restart() {
+func (h *half) restart(now int64) {
+	h.created = now
 	for _, x := range h.halves {
 		x.saw, x.reset = 0, 0
 	}
@@ -228,28 +240,6 @@ func (m *Model) lookup(now int64, t Tuple) *half {
 	return h
 }
 
-// remove ends a session. Its mapping keeps the port for a while (RFC 6888 REQ-8).
-func (m *Model) remove(now int64, s *session) {
-	for _, h := range s.halves {
-		delete(m.sessions, h.key)
-	}
-	if b := s.binding; b != nil {
-		b.sessions--
-		if m.remotes[s.remote]--; m.remotes[s.remote] <= 0 {
-			delete(m.remotes, s.remote)
-		}
-		if b.sessions == 0 {
-			b.since = now
-			b.unanswered = s.evicted
-		}
-	}
-	if h := m.hosts[s.host]; h != nil {
-		if h.flows--; h.flows == 0 {
-			delete(m.hosts, s.host)
-		}
-	}
-}
-
 // mapping finds a binding by either endpoint.
 func (m *Model) mapping(now int64, e Endpoint) *binding {
 	b := m.bindings[e]
@@ -257,10 +247,6 @@ func (m *Model) mapping(now int64, e Endpoint) *binding {
 		return nil
 	}
 	if m.Keep {
-		if m.due(now, b) && m.Unbound != nil && m.Unbound(b.outside) {
-			m.unbind(b)
-			return nil
-		}
 		return b
 	}
 	for _, h := range m.sessions {
@@ -273,137 +259,4 @@ func (m *Model) mapping(now int64, e Endpoint) *binding {
 		return nil
 	}
 	return b
-}
-
-// due says whether a mapping has kept its port long enough.
-func (m *Model) due(now int64, b *binding) bool {
-	return b.sessions == 0 && (b.unanswered || m.cfg.ours(b.outside.Addr) == nil || now >= b.since+int64(m.cfg.Timers.Linger))
-}
-
-func (m *Model) unbind(b *binding) {
-	delete(m.bindings, b.inside)
-	delete(m.bindings, b.outside)
-}
-
-// Expire marks what has expired, as the first look of a sweep does. A packet
-// undoes that.
-func (m *Model) Expire(now int64) {
-	for _, h := range m.sessions {
-		if h.settled = h.settled || h.answered; h.settled {
-			h.unsure = false
-		}
-		h.dying = h.dying || now >= h.deadline(m.cfg.Timers)
-	}
-}
-
-// Sweep takes away what was marked, or flushed, before and has not been used since.
-func (m *Model) Sweep(now int64) {
-	for _, h := range m.sessions {
-		if h.side == inside && (h.flushed || h.dying && now >= h.deadline(m.cfg.Timers)) {
-			m.remove(now, h.session)
-		}
-	}
-	for e, b := range m.bindings {
-		if !e.Outside && m.due(now, b) && (m.Unbound == nil || m.Unbound(b.outside)) {
-			m.unbind(b)
-		}
-	}
-}
-
-// NextEnd is the first moment after now at which something expires; 0 if
-// nothing does.
-func (m *Model) NextEnd(now int64) int64 {
-	next := int64(0)
-	note := func(end int64) {
-		if end > now && (next == 0 || end < next) {
-			next = end
-		}
-	}
-	for _, h := range m.sessions {
-		note(h.deadline(m.cfg.Timers))
-	}
-	for _, b := range m.bindings {
-		if b.sessions == 0 {
-			note(b.since + int64(m.cfg.Timers.Linger))
-		}
-	}
-	return next
-}
-
-// Flush takes flows out of use, as "flows flush" does. They are gone with the
-// next Sweep.
-func (m *Model) Flush(which func(in, out Tuple) bool) (n int) {
-	for _, h := range m.sessions {
-		if h.side == inside && !h.flushed && which(h.key, h.other().key) {
-			h.flushed = true
-			n++
-		}
-	}
-	return n
-}
-
-// Flow is what can be compared of a session.
-type Flow struct {
-	Inside, Outside Tuple
-	Origin          int
-	Packets, Bytes  [2]uint64
-	Saw             [2]uint8
-	Last, Reset     [2]int64
-	Left, Bound     bool
-	Answered        bool
-	Settled         bool // answered, and known to be so since a sweep
-	Unsure          bool // whether the program looked while it was answered
-	Flushed         bool
-	Deadline        int64
-}
-
-// Flows lists the sessions by the outside half's key.
-func (m *Model) Flows() map[Tuple]Flow {
-	m.noteEvicted()
-	all := make(map[Tuple]Flow, len(m.sessions)/2)
-	for _, h := range m.sessions {
-		if h.side != inside {
-			continue
-		}
-		o := h.other()
-		all[o.key] = Flow{
-			Inside: h.key, Outside: o.key, Origin: h.origin,
-			Packets: [2]uint64{h.packets, o.packets}, Bytes: [2]uint64{h.bytes, o.bytes},
-			Saw: [2]uint8{h.saw, o.saw}, Last: [2]int64{h.last, o.last}, Reset: [2]int64{h.reset, o.reset},
-			Left: h.left, Bound: h.binding != nil, Answered: h.answered, Settled: h.settled, Unsure: h.unsure, Flushed: h.flushed,
-			Deadline: h.deadline(m.cfg.Timers),
-		}
-	}
-	return all
-}
-
-// Mapping is what can be compared of a binding.
-type Mapping struct {
-	Inside, Outside Endpoint
-	Sessions        int
-	EIF             bool
-	Since           int64
-}
-
-// Mappings lists the bindings by outside endpoint.
-func (m *Model) Mappings() map[Endpoint]Mapping {
-	all := make(map[Endpoint]Mapping, len(m.bindings)/2)
-	for e, b := range m.bindings {
-		if e.Outside {
-			all[e] = Mapping{Inside: b.inside, Outside: b.outside, Sessions: b.sessions, EIF: b.eif, Since: b.since}
-		}
-	}
-	return all
-}
-
-// Permitted lists how many flows permit each remote at an outside endpoint.
-func (m *Model) Permitted() map[Endpoint]map[netip.Addr]int {
-	all := map[Endpoint]map[netip.Addr]int{}
-	for k, n := range m.remotes {
-		if all[k.outside] == nil {
-			all[k.outside] = map[netip.Addr]int{}
-		}
-		all[k.outside][k.remote] = n
-	}
-	return all
 }

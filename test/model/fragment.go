@@ -27,8 +27,13 @@ type fragmented struct {
 	at       int64
 }
 
+// fragmentKey: the ids of IPv6 are those of all protocols (RFC 8200, section 4.5).
 func (p *datagram) fragmentKey(out bool, t Tuple) fragmentKey {
-	return fragmentKey{t.Src, t.Dst, p.id, t.Proto, out}
+	k := fragmentKey{t.Src, t.Dst, p.id, t.Proto, out}
+	if p.family == 6 {
+		k.proto = 0
+	}
+	return k
 }
 
 func (p *datagram) setID(id uint32) {
@@ -74,13 +79,22 @@ func (s *step) noteID(k fragmentKey, translated bool, p *datagram) error {
 		}
 		p.setID(f.id)
 	}
-	s.packets[k] = f
+	s.remember(k, f)
 	return nil
+}
+
+// remember: the time of a packet is that of the first one with its id.
+func (s *step) remember(k fragmentKey, f *fragmented) {
+	old := s.packets[k]
+	if old != nil && s.now-old.at < int64(fragmentLife) && old.src == f.src && old.dst == f.dst {
+		f.at = old.at
+	}
+	s.packets[k] = f
 }
 
 func (s *step) firstInbound(was Tuple, p *datagram) {
 	if p.first {
-		s.packets[p.fragmentKey(false, was)] = &fragmented{src: p.tuple.Src, dst: p.tuple.Dst, id: p.id, at: s.now}
+		s.remember(p.fragmentKey(false, was), &fragmented{src: p.tuple.Src, dst: p.tuple.Dst, id: p.id, at: s.now})
 	}
 }
 

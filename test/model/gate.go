@@ -2,14 +2,19 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 )
 
 // step is one packet at one hook.
 type step struct {
 	*Model
+	in    int // interfaces; out is 0 at ingress
+	out   int
 	now   int64
 	did   Outcome
 	frame []byte
+	made  int  // flows that the program has ended to make room
+	full  bool // a limit was reached
 }
 
 // The reasons of packets that the gateway leaves alone differ by where they are.
@@ -21,11 +26,17 @@ func (s *step) ingress(in int) (*result, error) {
 	s.admitted = false
 	zone := s.cfg.zoneOf(in)
 	p := parse(s.frame)
-	if zone == nil || zone.Role != Internal && zone.Role != External {
+	if zone == nil {
 		return s.alone(), nil
+	}
+	if r := s.fast(p); r != nil {
+		return r, nil
 	}
 	if zone.Role == External {
 		return s.inbound(zone, p)
+	}
+	if zone.Role != Internal {
+		return s.alone(), nil
 	}
 	if p.family != 0 && p.tuple.Src.IsValid() && !mayCome(zone, p.tuple.Src) {
 		return drop("drop_spoofed"), nil
@@ -45,14 +56,28 @@ func (s *step) ingress(in int) (*result, error) {
 // malformed packets are dropped, or left to the kernel, which drops them.
 func (s *step) malformed() (*result, error) {
 	if s.did.Verdict == Drop {
-		return drop("drop_malformed", "drop_no_flow", "drop_zone", "drop_policy"), nil
+		return drop("drop_malformed", "drop_no_flow", "drop_zone", "drop_policy", "drop_spoofed"), nil
 	}
 	return s.alone(), nil
 }
 
+// revive notes that a flow may have been known to be over, before it goes on.
+func (s *step) revive(h *half) {
+	if s.now >= h.deadline(s.cfg.Timers) {
+		h.unsure = true
+	}
+}
+
+// touch counts a packet of a flow that takes the stack.
+func (s *step) touch(h *half, p *datagram) {
+	s.revive(h)
+	h.touch(s.now, p)
+	s.stack(h, p)
+}
+
 // apply gives a packet of a flow its translation.
 func (s *step) apply(h *half, p *datagram) {
-	h.touch(s.now, p)
+	s.touch(h, p)
 	p.translate(h.other().key.Turned())
 }
 
@@ -62,24 +87,29 @@ func (s *step) known(p *datagram, leaves bool) *half {
 	if h == nil || h.flushed {
 		return nil
 	}
+	s.revive(h)
 	if leaves {
 		h.left = true
 	}
 	if p.tuple.Proto == TCP && p.flags&(syn|ack|rst) == syn && h.closing() {
-		h.restart()
+		h.restart(s.now)
 	}
 	s.apply(h, p)
 	return h
 }
 
-// ending: a packet of a flow that is on its way out may be dropped. One that has
-// expired is so for the other side at once; who began it may go on with it.
+// ending: a packet of a flow that is on its way out is dropped, and so is one of a flow
+// that has expired, of whoever may not keep it alive then: who began it may go on with it.
 func (s *step) ending(t Tuple) *result {
-	h := s.sessions[t]
-	if h == nil || s.did.Reason != "drop_busy" {
+	if s.strays[t] && s.did.Reason == "drop_busy" {
+		return drop("drop_busy")
+	}
+	h := s.lookup(s.now, t)
+	if h == nil {
 		return nil
 	}
-	if h.flushed || h.side == outside && s.now >= h.deadline(s.cfg.Timers) {
+	keeps := h.side == inside || h.initiator == outside && h.origin != ByMapping
+	if h.flushed && s.did.Reason == "drop_busy" || !h.flushed && !keeps && s.now >= h.deadline(s.cfg.Timers) {
 		return drop("drop_busy")
 	}
 	return nil
@@ -221,9 +251,14 @@ func (s *step) outbound(in, out int, zone *Zone, p *datagram) (*result, error) {
 	return s.newOutbound(from, zone, out, p)
 }
 
+// lookupFlow finds the flow that an error is about. One that has expired may be known
+// still, or not.
 func (s *step) lookupFlow(p *datagram) *half {
 	h := s.lookup(s.now, p.flow())
-	if h == nil || h.flushed || s.now >= h.deadline(s.cfg.Timers) && s.did.Reason != "pass_icmp_error" {
+	if h == nil || h.flushed {
+		return nil
+	}
+	if s.now >= h.deadline(s.cfg.Timers) && !slices.Contains([]string{"pass_icmp_error", "pass_hairpin", "drop_malformed"}, s.did.Reason) {
 		return nil
 	}
 	return h
@@ -260,7 +295,10 @@ func (s *step) inward(in int, zone *Zone, p *datagram) (*result, error) {
 	if role(from) == Internal && role(zone) == Internal && !s.between(from, zone) { // needs no flow
 		return pass(p.frame, "pass_allowed", "pass_flow"), nil
 	}
-	if r := s.ending(p.tuple.Turned()); r != nil {
+	if r := s.ending(p.tuple); r != nil {
+		return r, nil
+	}
+	if r := s.ending(p.tuple.Turned()); r != nil && s.did.Reason == "drop_busy" {
 		return r, nil
 	}
 	// Either as the flow's inside half turned round, or, of flows that began on
@@ -283,15 +321,17 @@ func (s *step) comes(h *half, from *Zone) bool {
 
 // passInward: packets that were translated were counted there.
 func (s *step) passInward(h *half, from *Zone, p *datagram) {
+	s.revive(h)
 	h.left = true
 	if h.translated() {
+		s.through(h.other(), p)
 		return
 	}
 	if mine := s.sessions[p.tuple]; mine != nil {
 		if p.tuple.Proto == TCP && p.flags&(syn|ack|rst) == syn && mine.closing() {
-			mine.restart()
+			mine.restart(s.now)
 		}
-		mine.touch(s.now, p)
+		s.touch(mine, p)
 	}
 }
 
@@ -312,78 +352,6 @@ func (s *step) between(a, b *Zone) bool {
 		}
 	}
 	return false
-}
-
-// hairpin is a packet from inside to an outside address of ours (RFC 4787 REQ-9).
-func (s *step) hairpin(zone *Zone, o *Ours, p *datagram) (*result, error) {
-	if p.kind == later {
-		return s.alone(), nil
-	}
-	if p.ttl() <= 1 { // it must not go on; what is done instead is not laid down
-		if s.did.Verdict == Drop {
-			return drop(), nil
-		}
-		return s.alone(), nil
-	}
-	if p.kind == failure {
-		if r := s.ending(p.flow()); r != nil {
-			return r, nil
-		}
-		if s.lookupFlow(p) == nil {
-			return s.alone(), nil
-		}
-		if !p.errorIsSound() {
-			return drop("drop_malformed"), nil
-		}
-		s.errorOfFlow(p)
-		return s.turnRound(p)
-	}
-	if r := s.ending(p.tuple); r != nil {
-		return r, nil
-	}
-	if h := s.known(p, true); h != nil {
-		return s.turnRound(p)
-	}
-	t := p.tuple
-	var target Endpoint
-	var b *binding
-	if f := s.findForward(o.Zone, t); f != nil {
-		if !p.begins() { // dropped, or left to the host, which refuses it
-			if s.did.Verdict == Drop {
-				return drop("drop_no_flow"), nil
-			}
-			return s.alone(), nil
-		}
-		if s.denied(zone, s.cfg.zoneOfAddr(f.To), f, p) {
-			return drop("drop_policy"), nil
-		}
-		if r := s.rate(f, t.Src); r != nil {
-			return r, nil
-		}
-		target = Endpoint{Addr: f.To, Port: t.Dport - f.Ports.First + f.ToPort, Proto: t.Proto}
-	} else {
-		b = s.mapping(s.now, Endpoint{t.Dst, t.Dport, t.Proto, true, o.Zone})
-		if b == nil || p.unmapped() {
-			return s.alone(), nil
-		}
-		target = b.inside
-		direct := *p
-		direct.tuple.Dst, direct.tuple.Dport = target.Addr, target.Port
-		if why := s.judge(zone, s.cfg.zoneOfAddr(target.Addr), &direct); why != "" && s.did.Verdict == Drop {
-			return drop(why, "drop_no_flow", "drop_busy", "drop_unsolicited"), nil
-		} else if why != "" && p.begins() {
-			return drop(why), nil
-		}
-		if !p.begins() && s.did.Verdict == Pass { // or left to the host, which refuses it
-			return s.alone(), nil
-		}
-	}
-	return s.newHairpin(zone, o, p, target, b)
-}
-
-func (s *step) turnRound(p *datagram) (*result, error) {
-	p.age()
-	return &result{Redirect, []string{"pass_hairpin", "pass_icmp_error", "pass_flow"}, p.frame}, nil
 }
 
 // dstOf is the destination that a program gave a frame, and its source.

@@ -92,7 +92,10 @@ type Timers struct {
 }
 
 // Limits of the flow table; 0 is none.
-type Limits struct{ Flows, Fresh, PerHost, Forwarded int }
+type Limits struct{ Flows, Fresh, PerHost, FreshHost, Forwarded int }
+
+// Way is how a packet leaves: the MAC addresses of the next hop and of the interface.
+type Way struct{ To, From [6]byte }
 
 // Config is what the gateway shall do.
 type Config struct {
@@ -108,6 +111,11 @@ type Config struct {
 	Limits  Limits
 	// Adopt makes flows of mid-stream TCP from inside.
 	Adopt bool
+	// Fast lets packets of known flows go past the stack, by the way that the routes
+	// say. MACs are those of the gateway's interfaces.
+	Fast bool
+	Way  func(dst netip.Addr) (Way, bool)
+	MACs map[int][6]byte
 }
 
 func (c *Config) zoneOf(ifindex int) *Zone {
@@ -160,6 +168,13 @@ type Outcome struct {
 	Verdict Verdict
 	Reason  string
 	Frame   []byte // as it is now; of dropped ones it does not matter
+	// Tidied: the program has taken flows out of use while it looked at the packet.
+	Tidied bool
+	// Mappings are how many the program has afterwards.
+	Mappings int
+	// Now is the time as the program knew it if it did not read the clock but went by
+	// its ticks; else 0.
+	Now int64
 }
 
 // Difference is a way in which the program did not do what it must.
@@ -181,17 +196,22 @@ type Model struct {
 	buckets  map[bucketKey]*bucket
 	own      map[Tuple]bool // what the gateway itself speaks without ports
 	admitted bool           // the packet that came in last was one of a flow, and translated
+	strays   map[Tuple]bool // halves of flows that could not be made, which may still have their place
+
+	// Parity is how many UDP ports have kept theirs (RFC 4787 REQ-4), and how many have
+	// not, where there were enough to choose from.
+	Parity [2]int
 
 	// Keep lets flows and mappings that have expired stay until Sweep, as the
 	// program does; else they are gone at once.
 	Keep bool
-	// Evicted says whether the program has let go of a flow, by its outside
-	// half's key: where a limit is reached it may end flows that nobody has
-	// answered. nil: it never does.
-	Evicted func(Tuple) bool
-	// Unbound says whether the program has let go of a mapping, by its outside
-	// endpoint. One that is due may lie for a while. nil: it is gone at once.
-	Unbound func(Endpoint) bool
+	// Evicted says whether the program has ended a flow, by its halves' keys, and
+	// whether its elements are gone. It is asked after steps that say Tidied: what
+	// has expired may go at any time, and where a limit is reached what nobody has
+	// answered may be ended. nil: neither happens.
+	Evicted func(inside, outside Tuple) (ended, gone bool)
+	// Unbound says whether the program has let go of a mapping. One that is due may lie for a while. nil: it is gone at once.
+	Unbound func(inside, outside Endpoint) bool
 }
 
 // New is a gateway without flows.
@@ -215,6 +235,7 @@ func (m *Model) Reset() {
 	m.packets = map[fragmentKey]*fragmented{}
 	m.buckets = map[bucketKey]*bucket{}
 	m.own = map[Tuple]bool{}
+	m.strays = map[Tuple]bool{}
 }
 
 // result is what the model wants of a packet. Several reasons are given where
@@ -233,9 +254,14 @@ func drop(reasons ...string) *result               { return &result{Drop, reason
 // ingress hook, and at an egress hook the interface that it leaves by, with in 0
 // if it is the gateway's own.
 func (m *Model) Step(now int64, in, out int, frame []byte, did Outcome) error {
-	s := &step{Model: m, now: now, did: did, frame: slices.Clone(frame)}
+	s := &step{Model: m, in: in, out: out, now: now, did: did, frame: slices.Clone(frame)}
 	var want *result
 	var err error
+	if did.Tidied {
+		if err := s.ended(); err != nil {
+			return err
+		}
+	}
 	if out == 0 {
 		want, err = s.ingress(in)
 	} else {
@@ -244,7 +270,20 @@ func (m *Model) Step(now int64, in, out int, frame []byte, did Outcome) error {
 	if err != nil {
 		return err
 	}
-	return compare(want, did)
+	if s.made > 0 && !s.full {
+		return differ("%d flows were ended to make room, and no limit was reached; limits %+v, there are %+v", s.made, s.cfg.Limits, s.figures(parse(frame).tuple.Src, true))
+	}
+	if err := compare(want, did); err != nil {
+		return err
+	}
+	// What goes while a packet is looked at goes after it has been looked up.
+	if did.Tidied {
+		m.forget(now)
+	}
+	if did.Mappings != len(m.bindings)/2 {
+		m.release(now)
+	}
+	return nil
 }
 
 func compare(want *result, did Outcome) error {

@@ -72,8 +72,10 @@ func unreachable(src, dst netip.Addr, about []byte, bytes int) []byte {
 	return framed(src, dst, icmp, gopacket.Payload(about[etherLen:min(len(about), p.l4+bytes)]))
 }
 
-func passed(reason string, frame []byte) Outcome { return Outcome{Pass, reason, frame} }
-func dropped(reason string) Outcome              { return Outcome{Verdict: Drop, Reason: reason} }
+func passed(reason string, frame []byte) Outcome {
+	return Outcome{Verdict: Pass, Reason: reason, Frame: frame}
+}
+func dropped(reason string) Outcome { return Outcome{Verdict: Drop, Reason: reason} }
 
 // act is what a program did with one packet, and whether it may.
 type act struct {
@@ -197,7 +199,7 @@ func TestForwardAndHairpin(t *testing.T) {
 	aged := func(frame []byte) Outcome {
 		p := parse(frame)
 		p.age()
-		return Outcome{Redirect, "pass_hairpin", p.frame}
+		return Outcome{Verdict: Redirect, Reason: "pass_hairpin", Frame: p.frame}
 	}
 	play(t, m, []act{
 		inward("forward", segment(out1, 700, ext, 3389, "S"), passed("pass_new_flow", segment(out1, 700, in2, 33, "S")), ""),

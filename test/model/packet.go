@@ -112,19 +112,28 @@ func neverForwarded(t Tuple) bool {
 		dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
+// endOf is where the packet ends. A quoted one ends with what quotes it, whatever its
+// header says.
+func (p *datagram) endOf(total int, quoted bool) int {
+	if quoted {
+		return len(p.frame)
+	}
+	return min(p.l3+total, len(p.frame))
+}
+
 func (p *datagram) ipv4(quoted bool) bool {
 	f := p.frame[p.l3:]
 	if len(f) < 20 || f[0]>>4 != 4 || f[0]&15 < 5 {
 		return false
 	}
 	header, total := int(f[0]&15)*4, int(binary.BigEndian.Uint16(f[2:]))
-	if len(f) < header || total < header || !quoted && total > len(f) {
+	if !quoted && (len(f) < header || total < header || total > len(f)) {
 		return false
 	}
 	p.tuple.Src, p.tuple.Dst = netip.AddrFrom4([4]byte(f[12:])), netip.AddrFrom4([4]byte(f[16:]))
 	p.tuple.Proto = f[9]
 	p.l4 = p.l3 + header
-	p.end = min(p.l3+total, len(p.frame))
+	p.end = p.endOf(total, quoted)
 	fragment := binary.BigEndian.Uint16(f[6:])
 	p.id, p.idAt = uint32(binary.BigEndian.Uint16(f[4:])), p.l3+4
 	if fragment&0x1fff != 0 {
@@ -147,7 +156,7 @@ func (p *datagram) ipv6(quoted bool) bool {
 		return false
 	}
 	p.tuple.Src, p.tuple.Dst = netip.AddrFrom16([16]byte(f[8:])), netip.AddrFrom16([16]byte(f[24:]))
-	p.end = min(p.l3+total, len(p.frame))
+	p.end = p.endOf(total, quoted)
 	next, at := f[6], p.l3+40
 	for {
 		switch next {
@@ -174,7 +183,7 @@ func (p *datagram) ipv6(quoted bool) bool {
 		break
 	}
 	p.tuple.Proto, p.l4 = next, at
-	return at <= p.end
+	return quoted || at <= p.end
 }
 
 func (p *datagram) transport(quoted bool) {
@@ -236,6 +245,9 @@ func (p *datagram) icmp(quoted bool) {
 		in.network(true)
 		if in.kind == bad || in.tuple.Src != p.tuple.Dst { // it goes to who sent what it is about
 			return
+		}
+		if in.kind == later { // about no flow: it has no ports, and what has none is treated alike
+			in.tuple = Tuple{}
 		}
 		p.inner = in
 		p.kind = failure

@@ -1,6 +1,8 @@
 package model
 
-import "net/netip"
+import (
+	"net/netip"
+)
 
 // bucket is a token bucket. Its level is known within bounds: which of two
 // buckets a packet is charged to when the other one refuses it is not laid down.

@@ -54,7 +54,7 @@ func (p *datagram) headerCheck() int {
 }
 
 // transportCheck is where the checksum of the transport header stands, or -1
-// if there is none, it is not there, or is off (UDP over IPv4). pseudo: it
+// if there is none, it is not there, or is off. pseudo: it
 // covers the addresses.
 func (p *datagram) transportCheck() (at int, pseudo bool) {
 	at, pseudo = -1, true
@@ -71,11 +71,14 @@ func (p *datagram) transportCheck() (at int, pseudo bool) {
 	case ICMP:
 		at, pseudo = p.l4+2, false
 	}
-	if at < 0 || at+2 > p.end || p.tuple.Proto == UDP && p.family == 4 && p.u16(at) == 0 {
+	if at < 0 || at+2 > p.end || p.sumMayMiss() && p.u16(at) == 0 {
 		return -1, false
 	}
 	return at, pseudo
 }
+
+// sumMayMiss: a checksum of 0 says that there is none.
+func (p *datagram) sumMayMiss() bool { return p.tuple.Proto == UDP || p.tuple.Proto == UDPLite }
 
 func slice(a netip.Addr) []byte { return a.AsSlice() }
 
@@ -107,7 +110,7 @@ func (p *datagram) translate(to Tuple) {
 		p.set(p.l4+4, word(id), check)
 	}
 	// Zero means that there is no checksum (RFC 768); ones mean zero.
-	if check >= 0 && p.tuple.Proto == UDP && p.u16(check) == 0 {
+	if check >= 0 && p.sumMayMiss() && p.u16(check) == 0 {
 		p.put(check, 0xffff)
 	}
 	p.tuple = to
@@ -118,6 +121,9 @@ func (p *datagram) translate(to Tuple) {
 // error's direction as it shall become.
 func (p *datagram) translateError(to Tuple) {
 	was := p.flow()
+	if was == to {
+		return
+	}
 	outer := Tuple{Src: p.tuple.Src, Dst: to.Dst, Proto: p.tuple.Proto}
 	if was.Src != to.Src || p.tuple.Src == was.Src {
 		outer.Src = to.Src
@@ -149,7 +155,7 @@ func (p *datagram) errorIsSound() bool {
 		return false
 	}
 	in := p.inner
-	return in.family == 6 || sum(in.frame[in.l3:in.l4], 0) == 0xffff
+	return in.family == 6 || in.l4 <= len(in.frame) && sum(in.frame[in.l3:in.l4], 0) == 0xffff
 }
 
 // age takes one from the TTL.

@@ -1,6 +1,8 @@
 package model
 
-import "net/netip"
+import (
+	"net/netip"
+)
 
 // The rules, by linear search: their meaning, not a way to do it fast.
 
