@@ -89,10 +89,11 @@ static __always_inline int tg_may_begin(struct tg_gate *g, int from_inside)
 }
 
 /* At egress: mgmt interfaces do not check sources where packets come in, so a known flow
- * is no pass for whoever sends its tuple from there. */
+ * is no pass for whoever sends its tuple from there. Flows that came in by a mapping
+ * (TG_ORIGIN_EIF) do not know their inside zone. */
 static __always_inline int tg_of_another_zone(const struct tg_gate *g)
 {
-	return g->from_role == TG_ROLE_MGMT && g->flow_zone != g->from_zone;
+	return g->from_role == TG_ROLE_MGMT && g->flow_zone && g->flow_zone != g->from_zone;
 }
 
 /* To the MTU of the external interface, which both ways of a flow pass. */

@@ -3,7 +3,10 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -64,6 +67,10 @@ type adopter struct {
 // adopt makes flows of what the kernel translates. It returns what letGo has to do
 // once the plan is in force.
 func (g *Gateway) adopt(p *plan) (taken []adoption, told []string, err error) {
+	// Of a gateway that was here before: who has been killed may have left some.
+	if err := g.endAll(); err != nil {
+		return nil, nil, err
+	}
 	ct, err := openConntrack()
 	if ct == nil || err != nil {
 		return nil, nil, err
@@ -87,7 +94,7 @@ func (g *Gateway) adopt(p *plan) (taken []adoption, told []string, err error) {
 	}
 	defer a.rules.rules.Close()
 	a.rules.ours = g.maps[tapgateMapTgOurs]
-	flows, refused := 0, 0
+	flows, refused := 0, map[tapgateTgReason][]ctTuple{}
 	for _, e := range entries {
 		ad, ok := a.judge(e)
 		if !ok {
@@ -98,8 +105,8 @@ func (g *Gateway) adopt(p *plan) (taken []adoption, told []string, err error) {
 			if err != nil {
 				return taken, nil, fmt.Errorf("take over a connection: %w", err)
 			}
-			if tapgateTgReason(ret) != tapgateTgReasonTG_PASS_NEW_FLOW {
-				refused++
+			if why := tapgateTgReason(ret); why != tapgateTgReasonTG_PASS_NEW_FLOW {
+				refused[why] = append(refused[why], ad.entry.orig)
 				continue
 			}
 			flows++
@@ -109,10 +116,42 @@ func (g *Gateway) adopt(p *plan) (taken []adoption, told []string, err error) {
 	if flows > 0 {
 		told = append(told, "took over "+counted(flows, "connection")+" from the kernel's NAT")
 	}
-	if refused > 0 {
-		g.warnings = append(g.warnings, counted(refused, "connection")+" of the kernel's NAT could not be taken over: no room in the flow table, or the port is taken")
+	for _, why := range slices.Sorted(maps.Keys(refused)) {
+		g.warnings = append(g.warnings, notTaken(why, refused[why]))
 	}
 	return taken, told, nil
+}
+
+// notTaken tells of connections that end, since they could not be taken over.
+func notTaken(why tapgateTgReason, list []ctTuple) string {
+	text := map[tapgateTgReason]string{
+		tapgateTgReasonTG_DROP_NO_PORT: "another inside host has the outside port", tapgateTgReasonTG_DROP_TABLE_FULL: "the flow table is full, or the host's part of it",
+		tapgateTgReasonTG_DROP_BUSY: "there is a flow like it",
+	}[why]
+	if text == "" {
+		text = reasonNames()[why]
+	}
+	const some = 3
+	var names []string
+	for _, t := range list[:min(some, len(list))] {
+		k := t.key()
+		names = append(names, flowProtoName(t.proto)+" "+endpointText(k.Src, k.Sport)+" > "+endpointText(k.Dst, k.Dport))
+	}
+	more := when(len(list) > some, ", ...")
+	return fmt.Sprintf("%s of the kernel's NAT could not be taken over, since %s: %s%s", counted(len(list), "connection"), text, strings.Join(names, ", "), more)
+}
+
+// endAll ends all flows of a gateway that is no more. Nobody looks at them: the ports
+// are the kernel's to give.
+func (g *Gateway) endAll() error {
+	list, err := g.flowsOf(FlowFilter{})
+	if err == nil && len(list) > 0 {
+		_, err = g.flush(list)
+	}
+	if err != nil {
+		return fmt.Errorf("end the flows of before: %w", err)
+	}
+	return nil
 }
 
 // zoneInside is the internal zone that an address is of, 0 for none.

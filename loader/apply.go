@@ -16,7 +16,7 @@ func Apply(opt Options, cfg Config) (*Result, error) {
 	if err := precheck(opt, cfg); err != nil {
 		return nil, err
 	}
-	g, err := openOrCreate(opt, cfg.maxFlows())
+	g, err := openOrCreate(opt, cfg.table())
 	if errors.Is(err, ErrBusy) {
 		return nil, err
 	}
@@ -24,6 +24,7 @@ func Apply(opt Options, cfg Config) (*Result, error) {
 		return nil, errors.Join(err, sweep(opt))
 	}
 	fresh := g.active.Serial == 0
+	g.asked = true
 	res, err := g.Apply(cfg)
 	if err != nil && fresh {
 		err = errors.Join(err, g.discard())
@@ -80,14 +81,20 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	result := &Result{Changes: g.moved, Warnings: res.warnings}
+	host, err := g.heldAgainstHost(res)
+	if err != nil {
+		return nil, err
+	}
+	result := &Result{Changes: g.moved, Warnings: append(res.warnings, host...)}
 	if err := g.converge(); err != nil {
 		return nil, err
 	}
+	result.Changes = append(result.Changes, g.mended...)
 	if res.gateway != nil {
-		if err := g.checkRoom(res.gateway.nat.MaxFlows); err != nil {
+		if err := g.checkRoom(&res.gateway.nat); err != nil {
 			return nil, err
 		}
+		res.gateway.settle(res.ingresses(), &g.journal)
 		res.gateway.sysctls = g.ownSysctls(res.gateway.sysctls)
 	}
 	p, err := makePlan(&g.active, res, cfg.Source)
@@ -114,6 +121,11 @@ func (g *Gateway) putInForce(p *plan, result *Result) (*Result, error) {
 	result.Changes = append(result.Changes, append(g.reattached, difference(&before, &p.record)...)...)
 	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
+	}
+	if before.Gateway != nil && p.record.Gateway == nil {
+		if err := g.endAll(); err != nil {
+			result.Warnings = append(result.Warnings, err.Error())
+		}
 	}
 	if before.Gateway != nil {
 		ended, err := g.endLost(before.Gateway.Outside)
@@ -161,6 +173,9 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 		}
 	}
 	if err := g.prepareReassembly(&p.record); err != nil {
+		return err
+	}
+	if err := g.setTracking(p.record.Gateway); err != nil {
 		return err
 	}
 	// Delivery before the taps that rely on it.

@@ -76,7 +76,11 @@ func (r *Report) checkConfig(opt Options, cfg Config, ns *namespace) error {
 	res, err := resolve(cfg, opt.Force)
 	if err == nil {
 		r.Warnings = append(r.Warnings, res.warnings...)
+		if res.gateway != nil {
+			res.gateway.settle(res.ingresses(), nil)
+		}
 		r.Gateway = res.gateway.report(r.Features)
+		err = r.heldAgainstHost(opt, res)
 	}
 	cut := sshCutOff(cfg, ns)
 	if cut != nil && opt.Force {

@@ -7,7 +7,12 @@ type GatewayReport struct {
 	// host itself does not use.
 	Ports    []string `json:"ports"`
 	MaxFlows uint32   `json:"max_flows"`
+	Memory   uint64   `json:"memory"`  // bytes that the flow table takes at once, with nat.preallocate
 	Sysctls  []string `json:"sysctls"` // that apply sets and detach puts back
+	// Forwarding is what the configuration and this machine would get.
+	Forwarding ForwardingStatus `json:"forwarding"`
+	// HostRules are what the host's own firewall does to its flows.
+	HostRules []HostRule `json:"host_rules"`
 	// Reassembly: fragments that come in out of order are put in order.
 	Reassembly bool `json:"reassembly"`
 }
@@ -16,7 +21,10 @@ func (g *resolvedGateway) report(features []Feature) *GatewayReport {
 	if g == nil {
 		return nil
 	}
-	r := &GatewayReport{Outside: []OutsideStatus{}, Ports: []string{}, Sysctls: []string{}, MaxFlows: g.nat.MaxFlows}
+	r := &GatewayReport{Outside: []OutsideStatus{}, Ports: []string{}, Sysctls: []string{}, MaxFlows: g.nat.MaxFlows, Forwarding: g.forwarding}
+	if g.nat.Preallocate {
+		r.Memory = tableMaking{flows: g.nat.MaxFlows, preallocate: true}.memory()
+	}
 	for _, o := range g.facts.Outside {
 		r.Outside = append(r.Outside, o.status())
 	}

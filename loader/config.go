@@ -25,6 +25,11 @@ type Config struct {
 	// what may pass and how it is translated is the host's business.
 	NAT      *NAT
 	Policies []Policy
+	// Forwarding is how such a gateway forwards the packets of known flows:
+	// ForwardingFast, past the host's stack, which is the default, or
+	// ForwardingKernel. Where the host's setup does not go with the fast path,
+	// it is the kernel by itself.
+	Forwarding string
 	// Source is the text that the configuration came from. It is kept in the
 	// kernel with the state and given back by Gateway.Source; the loader
 	// does not look into it.

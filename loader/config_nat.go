@@ -15,6 +15,9 @@ type NAT struct {
 	MaxFlows uint32
 	// MaxFlowsPerHost is a tenth of MaxFlows if 0.
 	MaxFlowsPerHost uint32
+	// Preallocate takes the memory of the whole flow table at once, so that new
+	// flows cost less. It counts when the table is made, by the first apply.
+	Preallocate bool
 	// ClampMSS lowers the MSS of TCP SYNs to what the way allows.
 	ClampMSS bool
 	Timeouts Timeouts

@@ -27,8 +27,11 @@ func (g *Gateway) converge() error {
 		dmz[m.Ifindex] = m.Role == RoleDMZ
 	}
 	// First of all: what forwards by our doing must not when nobody judges it.
-	errs := []error{g.restoreSysctls(), g.dropPrograms(wanted)}
+	errs := []error{g.convergeSlow(), g.restoreSysctls(), g.dropPrograms(wanted)}
 	errs = append(errs, g.dropQdiscs(configured), g.restoreOffloads(dmz), g.dropNexthops(), g.convergeOutside(), g.convergeReassembly(), g.setSysctls())
+	if errors.Join(errs...) == nil {
+		errs = append(errs, g.convergeFast())
+	}
 
 	before := g.journal.entries()
 	if errors.Join(errs...) == nil {

@@ -15,6 +15,7 @@ func describeGateway(r *gatewayRecord) (lines []string) {
 		return nil
 	}
 	lines = append(lines, "gateway: "+r.Text)
+	lines = append(lines, "forwarding: "+r.Forwarding.String())
 	for _, rule := range r.Rules {
 		if !rule.Gone {
 			lines = append(lines, fmt.Sprintf("%s %s: %s", rule.Kind, rule.Name, rule.Text))
@@ -62,7 +63,7 @@ func (g *resolvedGateway) text() string {
 	}
 	return words(
 		fmt.Sprintf("%d flows at most, %d for each inside host", g.nat.MaxFlows, g.nat.MaxFlowsPerHost),
-		listed("exclude", g.nat.Exclude), when(g.nat.ClampMSS, "clamp_mss"),
+		listed("exclude", g.nat.Exclude), when(g.nat.Preallocate, "preallocate"), when(g.nat.ClampMSS, "clamp_mss"),
 		when(len(timeouts) > 0, "timeouts "+strings.Join(timeouts, ", ")),
 	)
 }

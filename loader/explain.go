@@ -33,6 +33,8 @@ type Explanation struct {
 	Policy     string                 `json:"policy,omitempty"` // that decides; the zones' roles do if empty
 	Masquerade *ExplanationMasquerade `json:"masquerade,omitempty"`
 	Way        *ExplanationWay        `json:"way,omitempty"`
+	// Forwarding: how the packets of its flow go on; nil if there is none.
+	Forwarding *ExplanationForwarding `json:"forwarding,omitempty"`
 	Mirrors    []ExplanationMirror    `json:"mirrors"`
 	Verdict    string                 `json:"verdict"` // "pass", "drop", or "host": left to the gateway's own stack and firewall
 	Reason     string                 `json:"reason"`  // as status counts it, or what the kernel says
@@ -70,6 +72,12 @@ type ExplanationWay struct {
 	Local     bool   `json:"local,omitempty"`   // the destination is an address of the gateway
 }
 
+// ExplanationForwarding says which way the packets of a flow take.
+type ExplanationForwarding struct {
+	Fast bool   `json:"fast"` // past the host's stack, once both sides have spoken; else through it
+	Why  string `json:"why"`
+}
+
 // ExplanationMirror is a mirror that copies the packet.
 type ExplanationMirror struct {
 	Name      string   `json:"name"`
@@ -103,7 +111,11 @@ func (g *Gateway) Explain(q Query) (*Explanation, error) {
 		if err := e.openMaps(); err != nil {
 			return err
 		}
-		return e.explain(q.From)
+		if err := e.explain(q.From); err != nil {
+			return err
+		}
+		e.forwarding()
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -106,10 +106,17 @@ func (g *Gateway) putInner(slot uint32, inner map[string]*ebpf.Map) error {
 	return errors.Join(errs...)
 }
 
-// checkRoom holds max_flows against the maps, whose size is that of their making.
-func (g *Gateway) checkRoom(flows uint32) error {
-	room := roomForFlows(g.maps)
-	if flows <= room {
+// checkRoom holds max_flows and preallocate against the maps, which stay as they
+// were made.
+func (g *Gateway) checkRoom(nat *NAT) error {
+	made, flows := makingOf(g.maps), nat.MaxFlows
+	room := made.flows
+	switch {
+	case nat.Preallocate && !made.preallocate:
+		return configErrorf("nat.preallocate", "the flow table was made without: \"tapgate detach\" and apply again makes one whose memory is taken at once; translated flows end with it")
+	case !nat.Preallocate && made.preallocate:
+		return configErrorf("nat", "the flow table was made with preallocate: true, and stays so until \"tapgate detach\"; translated flows end with it")
+	case flows <= room:
 		return nil
 	}
 	return configErrorf("nat.max_flows", "%d flows are more than the table has room for (%d), which was made for a smaller max_flows: "+

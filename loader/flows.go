@@ -25,6 +25,7 @@ type Flow struct {
 	State       string  `json:"state"` // provisional; opening, established, closing (TCP); unanswered, answered (others)
 	InsideZone  string  `json:"inside_zone"`
 	OutsideZone string  `json:"outside_zone"`
+	FromOutside bool    `json:"from_outside"`   // the remote began
 	Origin      string  `json:"origin"`         // allowed, masquerade, forward, hairpin, eif, adopted
 	Rule        string  `json:"rule,omitempty"` // name of the forward, masquerade or policy that let it in
 	ExpiresIn   float64 `json:"expires_in"`     // seconds, if nothing more is heard
@@ -36,7 +37,7 @@ type Flow struct {
 	BytesIn    uint64 `json:"bytes_in"`
 	Packets    uint64 `json:"packets"`
 	Bytes      uint64 `json:"bytes"`
-	Fast       bool   `json:"fast"`   // takes the short way, past the host's stack
+	Fast       bool   `json:"fast"`   // the last packet of either side took the fast path, past the host's stack
 	Copied     uint64 `json:"copied"` // packets that a mirror of the inside interface took
 }
 
@@ -225,13 +226,15 @@ type flowNames struct {
 	rules map[uint32]string
 }
 
-func (g *Gateway) flowNames() flowNames {
+func (g *Gateway) flowNames() flowNames { return namesOf(&g.active) }
+
+func namesOf(in *record) flowNames {
 	n := flowNames{zones: map[uint8]string{}, rules: map[uint32]string{}}
-	for _, z := range g.active.Zones {
+	for _, z := range in.Zones {
 		n.zones[z.Number] = z.Name
 	}
-	if g.active.Gateway != nil {
-		for _, r := range g.active.Gateway.Rules {
+	if in.Gateway != nil {
+		for _, r := range in.Gateway.Rules {
 			n.rules[r.Number+1] = r.Name
 		}
 	}
@@ -251,6 +254,7 @@ func (f *flowHalves) describe(names flowNames, timers [tapgateTgTimerTG_TIMERS]u
 		ExpiresIn:  secondsBetween(now, since+timers[timer]),
 		PacketsOut: f.in.Packets, BytesOut: f.in.Bytes, PacketsIn: f.out.Packets, BytesIn: f.out.Bytes,
 		Packets: f.in.Packets + f.out.Packets, Bytes: f.in.Bytes + f.out.Bytes, Copied: f.in.Copied + f.out.Copied,
+		Fast: f.in.Fast|f.out.Fast != 0, FromOutside: f.out.Flags&flowInitiator != 0,
 	}
 	if asked := endpointText(f.inKey.Dst, f.inKey.Dport); asked != out.Remote {
 		out.Asked = asked

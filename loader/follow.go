@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,12 +28,15 @@ const (
 
 // Follow keeps outside addresses and interfaces as the kernel says they are, until
 // ctx ends: it writes changed addresses to the maps, ends the flows of lost ones,
-// and calls reapply, which shall put the configuration in force once more, when an
-// interface has come back with another number. Without it everything goes on as
-// it was applied. While there is no gateway it waits for one. ErrBusy if somebody
-// follows already.
-func Follow(ctx context.Context, opt Options, log *slog.Logger, reapply func() error) error {
-	f := &follower{opt: opt, log: log, reapply: reapply}
+// and has the configuration put in force once more when an interface has come back
+// with another number. Without it everything goes on as it was applied. While there
+// is no gateway it waits for one. ErrBusy if somebody follows already.
+func Follow(ctx context.Context, opt Options, hooks Follower) error {
+	f := &follower{opt: opt, log: hooks.Log, reapply: hooks.Reapply, looked: hooks.Looked, again: hooks.Again}
+	f.denied = &denyLog{log: f.log, opt: opt, asked: map[uint32]time.Time{}}
+	if f.looked == nil {
+		f.looked = func(bool) {}
+	}
 	for ctx.Err() == nil {
 		err := f.untilGone(ctx)
 		switch {
@@ -41,10 +46,12 @@ func Follow(ctx context.Context, opt Options, log *slog.Logger, reapply func() e
 			return err
 		case ctx.Err() == nil && !f.waiting:
 			f.waiting = true
-			log.Info("there is no gateway here: waiting for one")
+			f.log.Info("there is no gateway here: waiting for one")
 		}
+		f.looked(false)
 		select {
 		case <-ctx.Done():
+		case <-f.again:
 		case <-time.After(followLook):
 		}
 	}
@@ -54,10 +61,25 @@ func Follow(ctx context.Context, opt Options, log *slog.Logger, reapply func() e
 // errNoNews: a subscription has to be made again.
 var errNoNews = errors.New("the kernel's news of interfaces have ended")
 
+// Follower is what Follow calls.
+type Follower struct {
+	Log *slog.Logger
+	// Reapply puts the configuration in force in force again.
+	Reapply func() error
+	// Looked, if set, is told after each look, at least every few seconds, whether
+	// there is a gateway. Who hears nothing knows that Follow hangs.
+	Looked func(gateway bool)
+	// Again, if set, asks for a look at once.
+	Again <-chan struct{}
+}
+
 type follower struct {
 	opt     Options
 	log     *slog.Logger
 	reapply func() error
+	looked  func(bool)
+	again   <-chan struct{}
+	denied  *denyLog
 	waiting bool   // for a gateway, and has said so
 	told    string // the last trouble that was logged
 }
@@ -87,6 +109,14 @@ func (f *follower) untilGone(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ended, err := f.denied.follow(f.opt.stateDir(ns))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotAttached
+	}
+	if err != nil {
+		return err
+	}
+	defer ended()
 	f.waiting = false
 	f.log.Info("following", "state", f.opt.stateDir(ns))
 
@@ -107,16 +137,18 @@ func (f *follower) untilGone(ctx context.Context) error {
 			if same, _ := stillThere(lock.f, folder); !same {
 				return ErrNotAttached
 			}
+		case <-f.again:
 		case <-settle.C:
 		}
 		if err := f.catchUp(); err != nil {
 			return err
 		}
+		f.looked(true)
 	}
 }
 
-// subscribe tells of every change of links and addresses in the namespace. Which
-// one it was does not matter: everything is looked at again.
+// subscribe tells of every change of links, addresses, routing rules and filters in
+// the namespace. Which one it was does not matter: everything is looked at again.
 func subscribe(ctx context.Context, ns *namespace) (changed <-chan struct{}, lost <-chan struct{}, err error) {
 	handle := netns.NsHandle(ns.fd)
 	links, addrs := make(chan netlink.LinkUpdate), make(chan netlink.AddrUpdate)
@@ -128,6 +160,9 @@ func subscribe(ctx context.Context, ns *namespace) (changed <-chan struct{}, los
 	err = netlink.LinkSubscribeWithOptions(links, stop, netlink.LinkSubscribeOptions{Namespace: &handle, ErrorCallback: trouble})
 	if err == nil {
 		err = netlink.AddrSubscribeWithOptions(addrs, stop, netlink.AddrSubscribeOptions{Namespace: &handle, ErrorCallback: trouble})
+	}
+	if err == nil {
+		err = subscribeRules(handle, stop, news)
 	}
 	if err != nil {
 		close(stop)
@@ -157,6 +192,28 @@ func subscribe(ctx context.Context, ns *namespace) (changed <-chan struct{}, los
 		}
 	}()
 	return news, failed, nil
+}
+
+// subscribeRules is for what asks for another forwarding. What is missed of it is
+// seen by the next look.
+func subscribeRules(ns netns.NsHandle, stop <-chan struct{}, news chan<- struct{}) error {
+	s, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_TC)
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-stop
+		s.Close()
+	}()
+	go func() {
+		for {
+			if _, _, err := s.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return
+			}
+			notify(news)
+		}
+	}()
+	return nil
 }
 
 func notify(news chan<- struct{}) {
@@ -203,7 +260,8 @@ func (f *follower) look() (back []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var differs bool
+	f.denied.know(&g.active)
+	var differs, turned bool
 	err = g.ns.do(func() error {
 		now, err := g.outsideNow()
 		for i := range now {
@@ -212,19 +270,20 @@ func (f *follower) look() (back []string, err error) {
 		if err == nil {
 			back, err = g.comeBack()
 		}
+		turned = g.forwardingTurned()
 		return err
 	})
 	for _, m := range g.moved {
 		f.log.Warn(m)
 	}
-	if err = errors.Join(err, g.Close()); err != nil || !differs || len(back) > 0 {
-		return back, err // an apply looks at addresses as well
+	if err = errors.Join(err, g.Close()); err != nil || !differs && !turned || len(back) > 0 {
+		return back, err // an apply looks at addresses and forwarding as well
 	}
 	g, err = Open(f.opt, ReadWrite)
 	if err != nil {
 		return nil, err
 	}
-	err = g.ns.do(func() error { return g.followOutside(f.log) })
+	err = g.ns.do(func() error { return errors.Join(g.followOutside(f.log), g.followForwarding(f.log)) })
 	return nil, errors.Join(err, g.Close())
 }
 

@@ -22,7 +22,7 @@ func (b *natBench) follow(cfg Config) {
 	ended := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(testWriter{b.t}, nil))
 	go func() {
-		ended <- Follow(ctx, b.opt, log, func() error { _, err := Apply(b.opt, cfg); return err })
+		ended <- Follow(ctx, b.opt, Follower{Log: log, Reapply: func() error { _, err := Apply(b.opt, cfg); return err }})
 	}()
 	b.t.Cleanup(func() {
 		cancel()
@@ -143,7 +143,7 @@ func TestFollowSecondAgent(t *testing.T) {
 	b.apply(cfg)
 	b.follow(cfg)
 	b.until("an agent follows", func(s *Status) bool { return s.Gateway.Followed })
-	err := Follow(b.Context(), b.opt, slog.New(slog.DiscardHandler), nil)
+	err := Follow(b.Context(), b.opt, Follower{Log: slog.New(slog.DiscardHandler)})
 	if !errors.Is(err, ErrBusy) {
 		t.Errorf("a second agent: %v", err)
 	}

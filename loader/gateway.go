@@ -27,6 +27,10 @@ type Gateway struct {
 	// What the next Result tells: interfaces that were moved away with our
 	// programs, programs that were missing, what could not be put back.
 	moved, reattached, warnings []string
+	// mended are settings that were no longer as the generation in force needs them.
+	mended []string
+	// asked: a whole configuration, and not a change of one by ourselves, is put in force.
+	asked bool
 }
 
 // Result is what a change did, for people.
@@ -99,13 +103,13 @@ func (g *Gateway) read() (err error) {
 }
 
 // openOrCreate is Open for a writer that makes what is missing; state that is
-// nobody's is cleared away first. flows is what a new table has room for at least.
-func openOrCreate(opt Options, flows uint32) (*Gateway, error) {
+// nobody's is cleared away first. table is how a new one is made.
+func openOrCreate(opt Options, table tableMaking) (*Gateway, error) {
 	ns, err := openNamespace(opt.Netns)
 	if err != nil {
 		return nil, err
 	}
-	g, err := lockOrCreate(opt, ns, flows)
+	g, err := lockOrCreate(opt, ns, table)
 	if err != nil {
 		return nil, errors.Join(err, ns.close())
 	}
@@ -117,7 +121,7 @@ func openOrCreate(opt Options, flows uint32) (*Gateway, error) {
 		if err := errors.Join(g.discard(), g.Close()); err != nil {
 			return nil, err
 		}
-		return openOrCreate(opt, flows)
+		return openOrCreate(opt, table)
 	}
 	err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
 	if err == nil {
@@ -132,7 +136,7 @@ func openOrCreate(opt Options, flows uint32) (*Gateway, error) {
 	return g, nil
 }
 
-func lockOrCreate(opt Options, ns *namespace, flows uint32) (*Gateway, error) {
+func lockOrCreate(opt Options, ns *namespace, table tableMaking) (*Gateway, error) {
 	dir := opt.stateDir(ns)
 	for {
 		lock, err := lockDir(dir, true, opt.lockTimeout())
@@ -142,7 +146,7 @@ func lockOrCreate(opt Options, ns *namespace, flows uint32) (*Gateway, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		lock, err = create(opt, ns, dir, flows)
+		lock, err = create(opt, ns, dir, table)
 		if err != nil {
 			return nil, err
 		}
@@ -159,7 +163,7 @@ func lockOrCreate(opt Options, ns *namespace, flows uint32) (*Gateway, error) {
 
 // create makes the state under the lock of the folder above, and returns it
 // locked, or nil if somebody else was faster.
-func create(opt Options, ns *namespace, dir string, flows uint32) (lock *dirLock, err error) {
+func create(opt Options, ns *namespace, dir string, table tableMaking) (lock *dirLock, err error) {
 	if err := ensureBPFFS(opt.bpffs()); err != nil {
 		return nil, err
 	}
@@ -184,7 +188,7 @@ func create(opt Options, ns *namespace, dir string, flows uint32) (lock *dirLock
 		if err := missing(ProbeFeatures()); err != nil {
 			return err
 		}
-		lock, err = loadInto(dir, ns, flows, opt.Verbose)
+		lock, err = loadInto(dir, ns, table, opt.Verbose)
 		return err
 	})
 	return lock, err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"tapgate/test/lab"
 )
@@ -194,6 +195,55 @@ func TestNATRoom(t *testing.T) {
 			return fmt.Errorf("room for %d flows", room)
 		}
 		return nil
+	})
+}
+
+// TestNATPreallocate: memory is taken as the configuration says when the table is
+// made, and a change of that is refused with what to do.
+func TestNATPreallocate(t *testing.T) {
+	b := newNATBench(t)
+	cfg := natConfig()
+	cfg.NAT.Preallocate, cfg.NAT.MaxFlows = true, 1000
+	b.apply(cfg)
+	b.pingOut(1)
+	b.open(func(g *Gateway) error {
+		s, err := g.Status()
+		if err == nil && s.Gateway.Memory < 1000*(2*200+2*100) {
+			err = fmt.Errorf("memory of %d bytes for 1000 flows", s.Gateway.Memory)
+		}
+		for name, m := range g.maps {
+			if slices.Contains(preallocatedMaps, name) && m.Flags()&unix.BPF_F_NO_PREALLOC != 0 {
+				return fmt.Errorf("%s is not preallocated", name)
+			}
+		}
+		return err
+	})
+	refused := func(path string, change func(*NAT)) {
+		t.Helper()
+		other := natConfig()
+		*other.NAT = *cfg.NAT
+		change(other.NAT)
+		_, err := Apply(b.opt, other)
+		var ce *ConfigError
+		if !errors.As(err, &ce) || ce.Path != path || !strings.Contains(ce.Err, "tapgate detach") {
+			t.Errorf("refused at %s: %v", path, err)
+		}
+	}
+	refused("nat", func(n *NAT) { n.Preallocate = false })
+	refused("nat.max_flows", func(n *NAT) { n.MaxFlows = 1001 })
+	b.apply(cfg)
+	if _, err := Detach(b.opt); err != nil {
+		t.Fatal(err)
+	}
+	b.apply(natConfig())
+	cfg.NAT.MaxFlows = 0
+	refused("nat.preallocate", func(n *NAT) {})
+	b.open(func(g *Gateway) error {
+		s, err := g.Status()
+		if err == nil && s.Gateway.Memory != 0 {
+			err = fmt.Errorf("memory of %d bytes though it is taken as used", s.Gateway.Memory)
+		}
+		return err
 	})
 }
 

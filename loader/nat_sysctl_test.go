@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -34,6 +35,10 @@ func TestNATSysctls(t *testing.T) {
 	}
 	b.pingOut(1)
 	b.apply(natConfig()) // once more: what was before must not be forgotten
+	b.setSysctl(sysctlForward4, "0")
+	if res := b.apply(natConfig()); !slices.Equal(res.Changes, []string{"net.ipv4.ip_forward set to 1 again"}) {
+		t.Errorf("applied when somebody had switched forwarding off: %q", res.Changes)
+	}
 	if _, err := Detach(b.opt); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	Attach AttachKind
 	// Force does what is refused for the user's own good.
 	Force bool
+	// CutOver takes over the flows of a host that masquerades itself, whose rule
+	// goes right after; without it that is refused.
+	CutOver bool
 	// Verbose makes verifier errors carry the whole log.
 	Verbose bool
 }

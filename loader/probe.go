@@ -51,6 +51,7 @@ func ProbeFeatures() []Feature {
 		{Feature{Name: "tcx", Since: "6.6", Use: "attaches without a qdisc, in order with other programs"}, probeTCX},
 		{Feature{Name: "clsact", Since: "4.5", Use: "attaches where there is no TCX"}, probeClsact},
 		{Feature{Name: "check_mtu", Since: "5.12", Use: "asks for the MTU of the sensor's interface at each copy"}, helper(asm.FnCheckMtu)},
+		{Feature{Name: "fib_lookup", Since: "4.18", Use: "the way of packets that pass by the host's stack (forwarding: fast)"}, helper(asm.FnFibLookup)},
 		{Feature{Name: "netns_cookie", Since: "5.14", Use: "tells a network namespace from a later one with its inode"}, probeNetnsCookie},
 		{Feature{Name: "netfilter_defrag", Since: "6.6", Use: "puts fragments in order that come in out of order"}, probeReassembly},
 	}

@@ -29,7 +29,7 @@ func (g *Gateway) reduce(cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := g.fillIdle(p); err != nil {
+	if err := errors.Join(g.fillIdle(p), g.noteTracking(p.record.Gateway), g.setTracking(p.record.Gateway)); err != nil {
 		return nil, err
 	}
 	return g.putInForce(p, &Result{Changes: g.moved})
@@ -116,6 +116,7 @@ func (g *Gateway) reduceGateway(p *plan, cfg Config) error {
 	}
 	gateway := newResolvedGateway(cfg, g.active.Gateway.gatewayFacts)
 	gateway.sysctls = g.active.Gateway.Sysctls
+	gateway.settle(g.active.ingresses(), &g.journal)
 	return p.placeGateway(&g.active, gateway, zones)
 }
 

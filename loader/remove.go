@@ -154,7 +154,7 @@ func detachForeign(opt Options, why error) (*Result, error) {
 	result := &Result{Changes: []string{"removed state of another tapgate from " + dir}}
 	g := &Gateway{opt: opt, ns: ns, dir: dir}
 	if !g.salvageJournal() {
-		result.Warnings = []string{"offload settings and qdiscs that it changed are not known and stay as they are"}
+		result.Warnings = []string{"offload settings, qdiscs and sysctls (as net.ipv4.ip_forward) that it changed are not known and stay as they are"}
 	}
 	errs = append(errs, ns.do(func() error {
 		return errors.Join(g.restoreSysctls(), removeAllFilters(), g.dropQdiscs(nil), g.restoreOffloads(nil))
@@ -195,8 +195,7 @@ func sweep(opt Options) error {
 	return releaseBPFFS(opt.bpffs())
 }
 
-// removeDead removes states of namespaces that are gone: nobody has a namespace
-// of that number, and none of the links is alive. State without links says nothing.
+// removeDead removes states of namespaces that are gone.
 func removeDead(root string) error {
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -209,7 +208,7 @@ func removeDead(root string) error {
 		if err != nil {
 			continue // in use, so not dead
 		}
-		if !netnsInUse(e.Name()) && isDead(dir) {
+		if isDead(dir) {
 			errs = append(errs, os.RemoveAll(dir))
 		}
 		errs = append(errs, lock.unlock())
@@ -217,7 +216,14 @@ func removeDead(root string) error {
 	return errors.Join(errs...)
 }
 
+// isDead says whether the namespace of a state is gone: nobody has a namespace of
+// that number, and none of the links is alive; state without links says nothing.
+// Or the number is another one's by now, which the kernel gives away again at once.
 func isDead(dir string) bool {
+	if holder := holderOf(filepath.Base(dir)); holder != "" {
+		was, now := cookieOfState(dir), cookieOf(holder)
+		return was != 0 && now != 0 && was != now
+	}
 	pins, err := listLinkPins(dir)
 	if err != nil || len(pins) == 0 {
 		return false
@@ -231,12 +237,37 @@ func isDead(dir string) bool {
 	return true
 }
 
-// netnsInUse says whether a process or a name holds the namespace of that inode.
-func netnsInUse(inode string) bool {
+// cookieOf is that of a namespace, 0 if it is not known.
+func cookieOf(netns string) uint64 {
+	ns, err := openNamespace(netns)
+	if err != nil {
+		return 0
+	}
+	defer ns.close()
+	return ns.cookie
+}
+
+// cookieOfState is that of the namespace which a state was made for, 0 if it is not known.
+func cookieOfState(dir string) uint64 {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapsDir, tapgateMapTgRecords), nil)
+	if err != nil {
+		return 0
+	}
+	defer m.Close()
+	var j journal
+	if m.Type() != ebpf.Array || m.KeySize() != 4 || readRecord(m, journalKey, &j) != nil {
+		return 0
+	}
+	return j.Cookie
+}
+
+// holderOf is the path of a process or a name that holds the namespace of that inode,
+// "" if there is none.
+func holderOf(inode string) string {
 	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
 	for _, l := range links {
 		if target, err := os.Readlink(l); err == nil && target == "net:["+inode+"]" {
-			return true
+			return l
 		}
 	}
 	for _, folder := range netnsFolders {
@@ -244,9 +275,9 @@ func netnsInUse(inode string) bool {
 		for _, e := range entries {
 			path := filepath.Join(folder, e.Name())
 			if _, n, err := nsIdentity(path, -1); err == nil && fmt.Sprint(n) == inode {
-				return true
+				return path
 			}
 		}
 	}
-	return false
+	return ""
 }

@@ -84,6 +84,7 @@ func resolve(cfg Config, force bool) (*resolved, error) {
 	r.findMembers()
 	r.checkStacking()
 	r.checkMirrors()
+	r.checkForwarding()
 	r.checkGateway()
 	if len(r.errs) > 0 {
 		return nil, errors.Join(r.errs...)

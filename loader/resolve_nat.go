@@ -26,6 +26,15 @@ func (c Config) maxFlows() uint32 {
 	return c.NAT.MaxFlows
 }
 
+// table is how a new flow table is made.
+func (c Config) table() tableMaking {
+	t := tableMaking{flows: c.maxFlows(), preallocate: c.NAT != nil && c.NAT.Preallocate}
+	if !t.preallocate { // memory is taken as it is used
+		t.flows = max(t.flows, DefaultMaxFlows)
+	}
+	return t
+}
+
 // gatewayFacts are what the rules need to know of this machine. They are kept in
 // the record, so that rules can be made again where an interface is missing.
 type gatewayFacts struct {
@@ -56,11 +65,13 @@ type resolvedGateway struct {
 	roles    map[string]Role
 	facts    gatewayFacts
 	sysctls  []sysctl
+	// forwarding is what is wanted, until settle has decided.
+	forwarding ForwardingStatus
 }
 
 // newResolvedGateway fills in what the configuration leaves to us.
 func newResolvedGateway(cfg Config, facts gatewayFacts) *resolvedGateway {
-	g := &resolvedGateway{facts: facts, roles: map[string]Role{}}
+	g := &resolvedGateway{facts: facts, roles: map[string]Role{}, forwarding: ForwardingStatus{Wanted: cfg.forwarding()}}
 	for _, z := range cfg.Zones {
 		g.roles[z.Name] = z.Role
 	}
@@ -357,6 +368,10 @@ func (r *resolver) natless(m *member) string {
 	if a := m.link.Attrs(); a.EncapType != "ether" || len(a.HardwareAddr) != 6 {
 		return fmt.Sprintf("%q (type %s) has no Ethernet frames (link/%s): with nat or policies that cannot be yet; "+
 			"without both it can be in a zone that no mirror taps", m.name, m.link.Type(), a.EncapType)
+	}
+	if vrf := r.topo.vrfOf(m.link); vrf != "" {
+		return fmt.Sprintf("%q is in VRF %q, and the kernel names the VRF as where its packets come from, so zones could not be judged: "+
+			"with nat or policies take it out (ip link set dev %s nomaster); without both it can be tapped there", m.name, vrf, m.name)
 	}
 	return ""
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 )
 
 // The folders of a gateway's state: <bpffs>/tapgate/<netns inode>/{maps,programs,links/<ifindex>}.
@@ -49,11 +50,49 @@ var flowMaps = map[string]uint32{
 	tapgateMapTgFresh: 1, tapgateMapTgSettled: 2, tapgateMapTgDying: 1, tapgateMapTgIdle: 2,
 }
 
+// preallocatedMaps are those whose memory nat.preallocate takes at once.
+var preallocatedMaps = []string{tapgateMapTgSessions, tapgateMapTgBindings, tapgateMapTgRemotes}
+
+// tableMaking is how the maps of flows are made.
+type tableMaking struct {
+	flows       uint32 // that there is room for
+	preallocate bool
+}
+
 // sizeFlowMaps makes room for so many flows.
-func sizeFlowMaps(spec *ebpf.CollectionSpec, flows uint32) {
+func sizeFlowMaps(spec *ebpf.CollectionSpec, t tableMaking) {
 	for name, half := range flowMaps {
-		spec.Maps[name].MaxEntries = max(1, uint32(uint64(flows)*uint64(half)/2))
+		spec.Maps[name].MaxEntries = max(1, uint32(uint64(t.flows)*uint64(half)/2))
 	}
+	if t.preallocate {
+		for _, name := range preallocatedMaps {
+			spec.Maps[name].Flags &^= unix.BPF_F_NO_PREALLOC
+		}
+	}
+}
+
+// makingOf is how sizeFlowMaps has made these.
+func makingOf(maps map[string]*ebpf.Map) tableMaking {
+	return tableMaking{flows: roomForFlows(maps), preallocate: maps[tapgateMapTgSessions].Flags()&unix.BPF_F_NO_PREALLOC == 0}
+}
+
+// memory is about how many bytes these maps take at once.
+func (t tableMaking) memory() (bytes uint64) {
+	spec, err := compiled()
+	if err != nil || !t.preallocate {
+		return 0
+	}
+	own := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}}
+	for name := range flowMaps {
+		own.Maps[name] = spec.Maps[name].Copy()
+	}
+	sizeFlowMaps(own, t)
+	const head = 48 // struct htab_elem
+	for _, name := range preallocatedMaps {
+		m := own.Maps[name]
+		bytes += uint64(m.MaxEntries) * uint64(head+(m.KeySize+7)&^7+(m.ValueSize+7)&^7)
+	}
+	return bytes
 }
 
 // roomForFlows is how many flows sizeFlowMaps has made room for: exactly so many go
@@ -88,7 +127,7 @@ func (o Options) stateDir(ns *namespace) string {
 // loadInto makes maps and programs and pins them in a new folder beside dir,
 // which then gets its name: the state is there as a whole or not at all. The
 // folder is locked before anybody else can see it.
-func loadInto(dir string, ns *namespace, flows uint32, verbose bool) (lock *dirLock, err error) {
+func loadInto(dir string, ns *namespace, table tableMaking, verbose bool) (lock *dirLock, err error) {
 	tmp := filepath.Join(filepath.Dir(dir), fmt.Sprintf("new-%s-%d", filepath.Base(dir), os.Getpid()))
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return nil, fmt.Errorf("create state: %w", err)
@@ -112,7 +151,7 @@ func loadInto(dir string, ns *namespace, flows uint32, verbose bool) (lock *dirL
 	if err != nil {
 		return nil, err
 	}
-	sizeFlowMaps(spec, max(flows, DefaultMaxFlows))
+	sizeFlowMaps(spec, table)
 	// Before 5.11 maps count against RLIMIT_MEMLOCK. Where this is refused,
 	// a map that does not fit says so below.
 	_ = rlimit.RemoveMemlock()
@@ -199,14 +238,14 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 	for _, name := range pinnedMaps {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapsDir, name), nil)
 		if err != nil {
-			return maps, programs, stateError(dir, err)
+			return maps, programs, stateError(dir, fmt.Errorf("%s/%s: %w", mapsDir, name, err))
 		}
 		maps[name] = m
 	}
 	for _, name := range pinnedPrograms {
 		p, err := ebpf.LoadPinnedProgram(filepath.Join(dir, programsDir, name), nil)
 		if err != nil {
-			return maps, programs, stateError(dir, err)
+			return maps, programs, stateError(dir, fmt.Errorf("%s/%s: %w", programsDir, name, err))
 		}
 		programs[name] = p
 	}
@@ -218,7 +257,7 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 	for name := range maps {
 		own.Maps[name] = spec.Maps[name].Copy()
 	}
-	sizeFlowMaps(own, roomForFlows(maps))
+	sizeFlowMaps(own, makingOf(maps))
 	for name, m := range maps {
 		if err := own.Maps[name].Compatible(m); err != nil {
 			return maps, programs, stateError(dir, fmt.Errorf("map %s: %w", name, err))

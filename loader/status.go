@@ -31,17 +31,18 @@ type Ledger struct {
 
 // Status is what a gateway does now.
 type Status struct {
-	Netns    string         `json:"netns"`      // inode of the network namespace
-	State    string         `json:"state"`      // folder in the BPF filesystem
-	Layout   int            `json:"layout"`     // version of the pinned state
-	Slot     int            `json:"generation"` // the slot in force, 0 or 1
-	Serial   uint64         `json:"serial"`     // counts applied configurations
-	Applied  string         `json:"applied"`    // time of the last change, RFC 3339
-	Members  []MemberStatus `json:"interfaces"`
-	Mirrors  []MirrorStatus `json:"mirrors"`
-	Links    []LinkStatus   `json:"links"`             // interfaces that copies leave by
-	Gateway  *GatewayStatus `json:"gateway,omitempty"` // nil: it only copies
-	Problems []string       `json:"problems"`
+	Netns    string          `json:"netns"`      // inode of the network namespace
+	State    string          `json:"state"`      // folder in the BPF filesystem
+	Layout   int             `json:"layout"`     // version of the pinned state
+	Slot     int             `json:"generation"` // the slot in force, 0 or 1
+	Serial   uint64          `json:"serial"`     // counts applied configurations
+	Applied  string          `json:"applied"`    // time of the last change, RFC 3339
+	Members  []MemberStatus  `json:"interfaces"`
+	Mirrors  []MirrorStatus  `json:"mirrors"`
+	Links    []LinkStatus    `json:"links"`             // interfaces that copies leave by
+	Gateway  *GatewayStatus  `json:"gateway,omitempty"` // nil: it only copies
+	Programs []ProgramStatus `json:"programs,omitempty"`
+	Problems []string        `json:"problems"`
 }
 
 // MemberStatus is one interface of the configuration.
@@ -114,7 +115,7 @@ func (g *Gateway) Status() (*Status, error) {
 		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: append([]string{}, g.moved...),
 	}
 	err := g.ns.do(func() error {
-		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s), g.statusGateway(s))
+		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s), g.statusGateway(s), g.statusPrograms(s))
 	})
 	return s, err
 }
@@ -152,6 +153,9 @@ func (g *Gateway) statusMembers(s *Status) error {
 // stillHere says whether the interface is there as it was applied.
 func (m memberRecord) stillHere() (here bool, problem string) {
 	l, err := netlink.LinkByIndex(m.Ifindex)
+	if other, e := netlink.LinkByName(m.Interface); err != nil && e == nil {
+		return false, fmt.Sprintf("interface %s is another one now (index %d, before %d): apply again", m.Interface, other.Attrs().Index, m.Ifindex)
+	}
 	if err != nil {
 		return false, fmt.Sprintf("interface %s is not there any more (removed, or moved to another network namespace): apply again when it is back, or without it", m.Interface)
 	}

@@ -17,20 +17,24 @@ type GatewayStatus struct {
 	MaxFlows   uint32 `json:"max_flows"`
 	MaxFresh   uint32 `json:"max_fresh"`
 	MaxPerHost uint32 `json:"max_flows_per_host"`
-	Bindings   uint32 `json:"bindings"` // inside endpoints with an outside one
-	Hosts      int    `json:"hosts"`    // inside hosts with flows
-	Created    uint64 `json:"created"`  // flows, ever
-	Expired    uint64 `json:"expired"`
+	// Memory is what the flow table takes although it is empty, in bytes: with
+	// nat.preallocate; 0 where memory is taken as it is used.
+	Memory   uint64 `json:"memory"`
+	Bindings uint32 `json:"bindings"` // inside endpoints with an outside one
+	Hosts    int    `json:"hosts"`    // inside hosts with flows
+	Created  uint64 `json:"created"`  // flows, ever
+	Expired  uint64 `json:"expired"`
 	// Refused are new flows that there was no room, port or rate for, by reason.
 	Refused map[string]uint64 `json:"refused"`
 	// Adopting is for how many seconds TCP flows may still begin in the middle.
-	Adopting    float64         `json:"adopting,omitempty"`
-	Outside     []OutsideStatus `json:"outside"`
-	Followed    bool            `json:"followed"` // an agent follows the outside addresses
-	Reorders    bool            `json:"reorders"` // fragments from outside may come in any order
-	Forwards    []RuleStatus    `json:"forwards"`
-	Masquerades []RuleStatus    `json:"masquerades"`
-	Policies    []RuleStatus    `json:"policies"`
+	Adopting    float64          `json:"adopting,omitempty"`
+	Outside     []OutsideStatus  `json:"outside"`
+	Forwarding  ForwardingStatus `json:"forwarding"`
+	Followed    bool             `json:"followed"` // an agent follows the outside addresses
+	Reorders    bool             `json:"reorders"` // fragments from outside may come in any order
+	Forwards    []RuleStatus     `json:"forwards"`
+	Masquerades []RuleStatus     `json:"masquerades"`
+	Policies    []RuleStatus     `json:"policies"`
 }
 
 // OutsideStatus is an external interface and what its flows are translated to.
@@ -78,8 +82,9 @@ func (g *Gateway) statusGateway(s *Status) error {
 		Flows: table.Flows, Fresh: table.Fresh, Forwarded: table.Forwarded, Bindings: table.Bindings,
 		MaxFlows: setting.MaxFlows, MaxFresh: setting.MaxFresh, MaxPerHost: setting.MaxPerHost,
 		Created: table.Created, Expired: table.Expired, Refused: map[string]uint64{}, Adopting: secondsBetween(now, r.AdoptUntil),
-		Followed: g.followed(), Outside: []OutsideStatus{}, Forwards: []RuleStatus{}, Masquerades: []RuleStatus{}, Policies: []RuleStatus{},
+		Forwarding: r.Forwarding, Followed: g.followed(), Outside: []OutsideStatus{}, Forwards: []RuleStatus{}, Masquerades: []RuleStatus{}, Policies: []RuleStatus{},
 	}
+	gs.Memory = makingOf(g.maps).memory()
 	for number, name := range refusalNames {
 		gs.Refused[name] = table.Refused[number]
 	}
@@ -146,6 +151,9 @@ func (g *Gateway) statusOutside(s *Status) error {
 		if was.equal(now[i]) || s.Gateway.Followed {
 			continue // the agent is about to see it too
 		}
+		if slices.ContainsFunc(g.active.Members, func(m memberRecord) bool { here, _ := m.stillHere(); return m.Ifindex == was.Ifindex && !here }) {
+			continue // told among the members
+		}
 		if was.V4 == now[i].V4 && was.V6 == now[i].V6 && was.MTU == now[i].MTU && !lostAny(was, now[i]) {
 			continue // one more is not in the way of what runs
 		}
@@ -153,7 +161,7 @@ func (g *Gateway) statusOutside(s *Status) error {
 			"flows go on with the old ones; \"tapgate agent\" would follow them: start it, or apply again",
 			was.Interface, addrList(now[i].Addresses), addrList(was.Addresses)))
 	}
-	s.Problems = append(s.Problems, g.wrongSysctls()...)
+	s.Problems = append(append(s.Problems, g.wrongSysctls()...), g.statusForwarding(s.Gateway)...)
 	return nil
 }
 

@@ -137,7 +137,7 @@ func (g *Gateway) noteSysctls(list []sysctl) error {
 		}
 		f, err := os.OpenFile(file, os.O_WRONLY, 0)
 		if err != nil {
-			return fmt.Errorf("the gateway needs %s = %s, and it cannot be set: %w; set it before, or \"sysctls: keep\" under nat leaves it alone", s, s.Value, err)
+			return fmt.Errorf("%s is %s, and cannot be set, though %s: %w; set it before, or \"sysctls: keep\" under nat leaves it alone", s, now, s.need(), err)
 		}
 		f.Close()
 		if g.journal.sysctl(s) == nil {
@@ -183,7 +183,11 @@ func (g *Gateway) setSysctls() error {
 		if now, err := s.read(); err != nil || now == s.Value || g.journal.sysctl(s) == nil {
 			continue // gone with its interface, as it shall be, or not noted yet
 		}
-		errs = append(errs, s.write(s.Value))
+		err := s.write(s.Value)
+		if err == nil {
+			g.mended = append(g.mended, fmt.Sprintf("%s set to %s again", s, s.Value))
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -199,7 +203,7 @@ func (g *Gateway) wrongSysctls() (told []string) {
 	}
 	for _, s := range g.active.Gateway.Sysctls {
 		if now, err := s.read(); err == nil && now != s.Value {
-			told = append(told, fmt.Sprintf("%s is %s, and the gateway needs %s to forward: %s", s, now, s.Value, why))
+			told = append(told, fmt.Sprintf("%s is %s, and %s: %s", s, now, s.need(), why))
 		}
 	}
 	return told
@@ -211,9 +215,16 @@ func (g *Gateway) restoreSysctls() error {
 	var errs []error
 	// The last first: forwarding goes before what was set for its sake.
 	for i := len(g.journal.Sysctls) - 1; i >= 0; i-- {
-		if e := g.journal.Sysctls[i]; !g.needsSysctl(e.sysctl) {
-			errs = append(errs, e.restore())
+		e := g.journal.Sysctls[i]
+		if g.needsSysctl(e.sysctl) {
+			continue
 		}
+		if e.Key == sysctlLiberal {
+			if err := g.keepTracked(); err != nil { // no reason to stay
+				g.warnings = append(g.warnings, err.Error())
+			}
+		}
+		errs = append(errs, e.restore())
 	}
 	return errors.Join(errs...)
 }

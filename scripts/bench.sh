@@ -3,7 +3,8 @@
 # with --gate, what the gateway costs: tapgate's NAT beside the kernel's MASQUERADE.
 #
 #   scripts/bench.sh [--rounds N] [--json FILE] [--quick] [--markdown] [--profile] [MODE...]
-#   scripts/bench.sh --gate [--loads LOAD,...] [the same flags] [MODE...]
+#   scripts/bench.sh --gate [--loads LOAD,...] [--allow-slow] [the same flags] [MODE...]
+#   TAPGATE=FILE scripts/bench.sh ...      measures a binary that is built already
 #   scripts/bench.sh --help      lists modes, tests and all flags
 #
 # Needs root, Linux 6.6 (the counting programs use TCX), go, iperf3, nft,
@@ -11,9 +12,16 @@
 # this script keeps in a mount namespace of its own: whatever way it ends, the
 # kernel removes them.
 #
-# The load flows-1M takes some 3 GB of memory and two minutes a round. One network
-# namespace holds nf_conntrack_max flows, which is the whole machine's and is left
-# alone: where that is too little, several gateways share the million.
+# The loads of a million flows take most of the time and some 3 GB of memory. One
+# network namespace holds nf_conntrack_max flows, which is the whole machine's and
+# is left alone: where that is too little, several gateways share the million.
+#
+# A figure of the fast path counts only if the gateway's own counters say that the
+# packets took it (--allow-slow prints it all the same), one of new flows only if
+# all of them stand in the table, one of a tap only if each packet was copied once.
+# The least that says whether a change of the fast path is one for the better:
+#   scripts/bench.sh --gate --quick --loads flows-1k,both-1k \
+#     --modes masquerade-tee,tapgate-fast,tapgate-fast-tap
 #
 # Ratios hold from run to run, absolute figures do not. Where the time goes:
 #   scripts/bench.sh --quick --profile tapgate tapgate-raw
@@ -46,16 +54,14 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/tapgate-bench.XXXXXX")
 trap 'rm -rf "$dir"' EXIT
 
 (cd "$here" && go build -o "$dir/bench" ./test/bench)
-tapgate=()
-if (cd "$here" && go build -o "$dir/tapgate" ./cmd/tapgate); then
-	tapgate=(--tapgate "$dir/tapgate")
-fi
+tapgate=${TAPGATE:-$dir/tapgate} # one that is built already, or this tree's
+[[ -n ${TAPGATE:-} ]] || (cd "$here" && go build -o "$tapgate" ./cmd/tapgate)
 
 mkdir -p /run/netns
 # The inner shell has to expand the arguments, not this one.
 # shellcheck disable=SC2016
 unshare --mount bash -c 'mount -t tmpfs tapgate-bench /run/netns && exec "$@"' bench \
-	env TMPDIR="$dir" "$dir/bench" "${tapgate[@]}" "$@" &
+	env TMPDIR="$dir" "$dir/bench" --tapgate "$tapgate" "$@" &
 child=$!
 # Heard at once, and passed on, also when only this script is told.
 trap 'kill "$child" 2>/dev/null || true; wait "$child" || true; exit 130' INT TERM HUP

@@ -8,8 +8,11 @@ wanted=(
   clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev bpftool # generate, lint, look
   shellcheck jq ca-certificates                                      # lint, count, Go modules
   iproute2 iputils-ping ethtool nftables iptables procps             # networks
+  firewalld dbus-daemon                                              # a host's own firewall
+  prometheus                                                         # metrics, alert rules
   tcpdump tshark tcpreplay iperf3 strace                             # traffic, captures
   openssh-server openssh-client tmux                                 # the SSH connection in use
+  mmdebstrap rpm systemd                                             # packages, units
   qemu-system-x86 cpio zstd xz-utils kmod                            # kernels
 )
 # Ubuntu ships bpftool with its kernel's tools.
@@ -53,6 +56,9 @@ fi
 rm -f "$log"
 
 # Not after the next boot either, where the package was not there before.
-if [[ " ${packages[*]} " == *" openssh-server "* ]] && [ -d /run/systemd/system ]; then
-  systemctl disable ssh.service ssh.socket >/dev/null 2>&1 || true
-fi
+for package in openssh-server:ssh.service,ssh.socket firewalld:firewalld.service prometheus:prometheus.service; do
+  if [[ " ${packages[*]} " == *" ${package%%:*} "* ]] && command -v systemctl >/dev/null; then
+    IFS=, read -ra units <<<"${package#*:}"
+    systemctl disable "${units[@]}" >/dev/null 2>&1 || true
+  fi
+done

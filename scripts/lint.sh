@@ -37,7 +37,7 @@ check staticcheck go tool staticcheck ./...
 check clang-format clang-format-19 --dry-run -Werror "${c[@]}"
 check 'C license' unlicensed "${c[@]}"
 check 'length of headers' too_long "${c[@]}"
-check shellcheck shellcheck -x .ci/run scripts/*.sh
+check shellcheck shellcheck -x .ci/run scripts/*.sh scripts/package/*.sh
 check 'cmd knows nothing of netlink and bpf' imports cmd 'cilium/ebpf|vishvananda/netlink'
 check 'loader knows nothing of the CLI and YAML' imports loader 'spf13/(cobra|pflag)|goccy/go-yaml'
 exit "$bad"

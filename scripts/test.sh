@@ -39,7 +39,7 @@ stage() {
 # tests compare such listings. Never cached: the kernel is not among the inputs.
 go_tests() {
   local rc=0
-  go test -json -count=1 -p 1 -timeout 40m ./... | tee "$logs/tests.json" |
+  go test -json -count=1 -p 1 -timeout 60m ./... | tee "$logs/tests.json" |
     jq -Rr --unbuffered 'fromjson? | select(.Action == "output" and .Test == null) | .Output[:-1]
       | select(test("^(ok|FAIL|panic)\\s"))' || rc=$?
   # Then what the tests that failed or were skipped have said.

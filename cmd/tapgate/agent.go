@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -13,41 +15,152 @@ import (
 	"tapgate/loader"
 )
 
+// agentFlags say what the agent does beside following.
+type agentFlags struct {
+	listen      string
+	listenGiven bool
+	logFlows    string
+	measure     bool
+}
+
 func newAgentCommand(e *env, g *globals) *cobra.Command {
-	return &cobra.Command{
+	f := &agentFlags{}
+	cmd := &cobra.Command{
 		Use:   "agent",
-		Short: "Follow outside addresses and links until it is ended",
+		Short: "Follow outside addresses and links, and serve metrics, until it is ended",
 		Long: `Runs until SIGTERM or SIGINT and keeps the gateway in step with its interfaces:
 an outside address that changes is used at once, and an interface that comes back
 gets its programs again. It never reads the configuration file. Traffic does not
-depend on it: whenever it ends, all stays as it is. It logs to standard error.`,
+depend on it: whenever it ends, all stays as it is. It logs to standard error.
+
+It serves metrics for Prometheus at http://ADDR/metrics, in the network namespace
+that it runs in, and at /healthz whether it works (200 or 503). Everybody who may
+reach the address may read them: another one than loopback's needs a firewall.
+
+--log-flows writes the start and the end of every translation as a line of JSON,
+and at its beginning those that are present. It looks once a second, less often if
+a look takes longer than a tenth of that: what is shorter may be missed. SIGHUP
+opens the file anew, for logrotate, and looks at all interfaces at once.
+
+It keeps only the capabilities that it needs: files must be root's to write.`,
 		Example: `  tapgate agent
-  systemd-run --unit tapgate-agent tapgate agent`,
+  tapgate agent --log-flows /var/log/tapgate/flows.json
+  tapgate agent --listen 192.168.5.1:9435 --measure-programs
+  systemd-run --unit tapgate-agent -p Type=notify tapgate agent`,
 		Args: noArgs,
-		RunE: e.privileged(func(*cobra.Command, []string) error {
+		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
 			opt, err := g.options(false)
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
+			f.listenGiven = cmd.Flags().Changed("listen")
+			if err := f.check(); err != nil {
+				return err
+			}
 			level := slog.LevelInfo
 			if g.verbose {
 				level = slog.LevelDebug
 			}
 			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
-			return e.agent(ctx, opt, log)
+			if e.backend == nil { // never in a test's process
+				if err := shedCapabilities(opt.Netns); err != nil {
+					log.Warn("goes on with all its capabilities", "error", err)
+				}
+			}
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP)
+			defer signal.Stop(hup)
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			return e.agent(ctx, hup, opt, f, log)
 		}),
 	}
+	p := cmd.Flags()
+	p.StringVar(&f.listen, "listen", defaultListen, "serve metrics at `ADDR:PORT`; \"\" for not at all")
+	p.StringVar(&f.logFlows, "log-flows", "", "write starts and ends of translations to `FILE`, \"-\" for standard output")
+	p.BoolVar(&f.measure, "measure-programs", false, "have the kernel measure the time that programs take, which costs some")
+	return cmd
 }
 
-// agent follows until ctx ends, which is no error.
-func (e *env) agent(ctx context.Context, opt loader.Options, log *slog.Logger) error {
-	err := e.loader().Follow(ctx, opt, log, func() error { return e.reapply(opt, log) })
+// agent follows until ctx ends, which is no error. What else it does must not
+// keep it from following.
+func (e *env) agent(ctx context.Context, hup <-chan os.Signal, opt loader.Options, f *agentFlags, log *slog.Logger) (err error) {
+	a := &agent{env: e, opt: opt, log: log, again: make(chan struct{}, 1), reopen: make(chan struct{}, 1), following: make(chan struct{}), notify: newNotifier(log)}
+	if f.measure {
+		closer, err := loader.MeasurePrograms()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, closer.Close()) }()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	if f.logFlows != "" {
+		if a.flows, err = openFlowLog(f.logFlows, e.stdout); err != nil {
+			return err
+		}
+		running.Go(func() { a.logFlows(ctx) })
+	}
+	if f.listen != "" {
+		err := a.serveMetrics(ctx, &running, f)
+		if err != nil && f.listenGiven {
+			return err
+		}
+		if err != nil { // maybe of another gateway's agent: not worth a gateway that nobody follows
+			log.Warn("serves no metrics", "error", err)
+		}
+	}
+	running.Go(func() { a.reload(ctx, hup) })
+	err = e.loader().Follow(ctx, opt, loader.Follower{
+		Log: log, Reapply: func() error { return e.reapply(opt, log) }, Looked: a.looked, Again: a.again,
+	})
+	a.notify.say("STOPPING=1")
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}
 	return err
+}
+
+// agent is one that runs.
+type agent struct {
+	env           *env
+	opt           loader.Options
+	log           *slog.Logger
+	again, reopen chan struct{}
+	following     chan struct{} // closed with the first look
+	first         sync.Once
+	health        health
+	notify        *notifier
+	flows         *flowLog
+}
+
+// looked is called every few seconds for as long as the agent works.
+func (a *agent) looked(bool) {
+	a.health.looked()
+	a.first.Do(func() { close(a.following) })
+	a.notify.working()
+}
+
+// reload does what SIGHUP asks for.
+func (a *agent) reload(ctx context.Context, hup <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		a.log.Info("reloading")
+		a.notify.reloading()
+		for _, c := range []chan struct{}{a.reopen, a.again} {
+			select {
+			case c <- struct{}{}:
+			default: // it has not come to it since the last one
+			}
+		}
+		a.notify.say("READY=1")
+	}
 }
 
 // reapply puts the configuration in force in force again, on interfaces as they are now.
@@ -72,4 +185,13 @@ func (e *env) reapply(opt loader.Options, log *slog.Logger) (err error) {
 		log.Info(c)
 	}
 	return nil
+}
+
+// readOnly runs f on the gateway, which is opened for it.
+func (a *agent) readOnly(opt loader.Options, f func(gateway) error) error {
+	gw, err := a.env.loader().Open(opt, loader.ReadOnly)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(gw), gw.Close())
 }

@@ -14,13 +14,17 @@ const forceConfig = "do what is refused for your own good, as cutting off the SS
 
 func newApplyCommand(e *env, g *globals) *cobra.Command {
 	var file string
-	var force bool
+	var force, cutOver bool
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Put a configuration file in force",
 		Long: `Puts a configuration file in force: what is missing is created, what is no
 longer named is taken away, traffic is not interrupted. All or nothing. Flows
 that a rule admitted stay when it goes; "tapgate flows flush" ends flows.
+
+A host that masquerades the same flows itself is refused, with the command that
+ends it. With --cut-over its open connections go on: apply, then run that command.
+The way back: first the host's rules, then "tapgate detach".
 
 A file looks like this; zones named otherwise say "role: internal" and so on:
 
@@ -36,6 +40,7 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
       - {name: rdp, in: external, proto: tcp, port: 3389, to: "192.168.3.3:3389"}
   policies:
     - {from: mgmt, to: external, proto: tcp, ports: [80, 443], action: accept}
+  forwarding: fast                      # known flows past the host's stack (default), or kernel
   mirrors:
     - name: ids
       zones: [internal]
@@ -50,6 +55,7 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
 			if err != nil {
 				return err
 			}
+			opt.CutOver = cutOver
 			doc, err := e.readConfig(file)
 			if err != nil {
 				return err
@@ -61,6 +67,7 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
 	}
 	addFile(cmd, &file)
 	addForce(cmd, &force, forceConfig)
+	cmd.Flags().BoolVar(&cutOver, "cut-over", false, "take over from a host that masquerades itself, whose rule goes right after")
 	return cmd
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 
 	"tapgate/loader"
 )
@@ -15,6 +14,8 @@ type gateway interface {
 	Status() (*loader.Status, error)
 	Flows(loader.FlowFilter) ([]loader.Flow, error)
 	FlushFlows(loader.FlowFilter) (int, error)
+	HeaviestFlows(m *loader.FlowMeter, n int, order loader.FlowOrder) ([]loader.FlowRate, error)
+	Translations(*loader.Translations) ([]loader.TranslationEvent, error)
 	Explain(loader.Query) (*loader.Explanation, error)
 	Close() error
 }
@@ -25,8 +26,8 @@ type backend interface {
 	Open(loader.Options, loader.Mode) (gateway, error)
 	Check(loader.Options, *loader.Config) (*loader.Report, error)
 	Detach(loader.Options) (*loader.Result, error)
-	// Follow runs until ctx ends. reapply puts what is in force in force again.
-	Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error
+	// Follow runs until ctx ends.
+	Follow(context.Context, loader.Options, loader.Follower) error
 }
 
 func (e *env) loader() backend {
@@ -59,6 +60,6 @@ func (kernel) Detach(opt loader.Options) (*loader.Result, error) {
 	return loader.Detach(opt)
 }
 
-func (kernel) Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error {
-	return loader.Follow(ctx, opt, log, reapply)
+func (kernel) Follow(ctx context.Context, opt loader.Options, hooks loader.Follower) error {
+	return loader.Follow(ctx, opt, hooks)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
 	"tapgate/loader"
@@ -17,7 +18,9 @@ func newCheckCommand(e *env, g *globals) *cobra.Command {
 		Use:   "check [-f FILE]",
 		Short: "Say what this kernel, these interfaces and a configuration allow",
 		Long: `Says what this kernel can do, which interfaces can be tapped and, with -f, whether
-a configuration can be put in force here. Changes nothing.
+a configuration can be put in force here, and what the host's own firewall
+(firewalld, nft, iptables, ufw, Docker) does to the same flows, with the commands
+that mend it. Changes nothing.
 
 Exit code 2 if the configuration cannot be put in force, 1 if the kernel lacks
 what tapgate needs.`,
@@ -114,11 +117,37 @@ func gatewayReport(gw *loader.GatewayReport) string {
 	if !gw.Reassembly {
 		fragments = "in order only: not put in order on this kernel (netfilter_defrag)"
 	}
+	memory := ""
+	if gw.Memory > 0 {
+		memory = ", whose memory (" + size(gw.Memory) + ") is taken at once"
+	}
 	pairs := outsidePairs(gw.Outside)
-	pairs = append(pairs, "ports", strings.Join(gw.Ports, ", ")+", where a rule names none", "flows", number(uint64(gw.MaxFlows))+" at most",
+	pairs = append(pairs, "ports", strings.Join(gw.Ports, ", ")+", where a rule names none", "flows", number(uint64(gw.MaxFlows))+" at most"+memory,
 		"fragments", fragments)
+	for i, line := range strings.Split(text.WrapSoft(forwardingText(gw.Forwarding), 80), "\n") {
+		pairs = append(pairs, first("forwarding", i), strings.TrimSpace(line))
+	}
 	for i, s := range gw.Sysctls {
 		pairs = append(pairs, first("sets", i), s)
 	}
-	return section("gateway", pairs)
+	return joinParts([]string{section("gateway", pairs), hostRules(gw.HostRules)})
+}
+
+// hostRules shows what the host's own firewall does to the same flows, with the
+// commands each in a line of its own, to be copied.
+func hostRules(rules []loader.HostRule) string {
+	var lines []string
+	for _, h := range rules {
+		says := h.Says
+		if len(h.Commands) > 0 {
+			says += ":"
+		}
+		for _, line := range strings.Split(text.WrapSoft(says, 96), "\n") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+		for _, c := range h.Commands {
+			lines = append(lines, "  "+c)
+		}
+	}
+	return bullets("host rules", lines)
 }

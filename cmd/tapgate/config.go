@@ -64,12 +64,14 @@ func parseConfig(file string, text []byte) (*document, error) {
 			}
 		case "nat":
 			d.NAT = r.nat(e)
+		case "forwarding":
+			d.Forwarding = r.forwarding(e)
 		case "policies":
 			for _, p := range r.list(e, "a list of policies") {
 				d.Policies = append(d.Policies, r.policy(p))
 			}
 		default:
-			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "nat", "policies", "mirrors"}))
+			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "nat", "forwarding", "policies", "mirrors"}))
 		}
 	}
 	if len(r.errs) > 0 {

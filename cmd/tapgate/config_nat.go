@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,6 +53,8 @@ func (r *yamlReader) nat(e yamlEntry) *loader.NAT {
 			n.MaxFlows = r.amount(f, "a number of flows")
 		case "max_flows_per_host":
 			n.MaxFlowsPerHost = r.amount(f, "a number of flows")
+		case "preallocate":
+			n.Preallocate = r.flag(f)
 		case "clamp_mss":
 			n.ClampMSS = r.flag(f)
 		case "sysctls":
@@ -63,10 +66,23 @@ func (r *yamlReader) nat(e yamlEntry) *loader.NAT {
 		case "timeouts":
 			n.Timeouts = r.timeouts(f)
 		default:
-			r.unknown(f, "nat", "masquerade", "exclude", "forwards", "max_flows", "max_flows_per_host", "clamp_mss", "sysctls", "timeouts")
+			r.unknown(f, "nat", "masquerade", "exclude", "forwards", "max_flows", "max_flows_per_host", "preallocate", "clamp_mss", "sysctls", "timeouts")
 		}
 	}
 	return n
+}
+
+// forwarding reads how known flows are forwarded; the default is "".
+func (r *yamlReader) forwarding(e yamlEntry) string {
+	known := []string{loader.ForwardingFast, loader.ForwardingKernel}
+	s, ok := r.text(e, strings.Join(known, " or "))
+	if ok && !slices.Contains(known, s) {
+		r.failf(r.places[e.path], "forwarding: fast (the default) or kernel, not %q%s", s, didYouMean(s, known))
+	}
+	if s == loader.ForwardingFast {
+		return ""
+	}
+	return s
 }
 
 func (r *yamlReader) masquerade(e yamlEntry) loader.Masquerade {

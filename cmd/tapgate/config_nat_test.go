@@ -29,6 +29,7 @@ nat:
   exclude: [10.0.0.0/8, "fd00::/8"]
   max_flows: 262144
   max_flows_per_host: 26214
+  preallocate: true
   clamp_mss: true
   sysctls: keep
   timeouts: {tcp_opening: 4m, tcp_established: 7440s, tcp_closing: 240s, udp: 300s, udp_unanswered: 2m, icmp: 60s, other: 10m0.5s}
@@ -63,7 +64,7 @@ func natExample() (loader.NAT, []loader.Policy) {
 				},
 			},
 			Exclude:  []netip.Prefix{prefix("10.0.0.0/8"), prefix("fd00::/8")},
-			MaxFlows: 262144, MaxFlowsPerHost: 26214, ClampMSS: true, KeepSysctls: true,
+			MaxFlows: 262144, MaxFlowsPerHost: 26214, Preallocate: true, ClampMSS: true, KeepSysctls: true,
 			Timeouts: loader.Timeouts{
 				TCPOpening: 4 * time.Minute, TCPEstablished: 7440 * time.Second, TCPClosing: 4 * time.Minute,
 				UDP: 5 * time.Minute, UDPUnanswered: 2 * time.Minute, ICMP: time.Minute, Other: 10*time.Minute + time.Second/2,
@@ -105,16 +106,16 @@ func TestParseNAT(t *testing.T) {
 		"nat":                             "f:5:1",
 		"nat.masquerade[0].from":          "f:7:14",
 		"nat.masquerade[1].addresses[1]":  "f:12:33",
-		"nat.forwards[0].to":              "f:23:61",
-		"nat.forwards[2].port":            "f:29:13",
-		"nat.forwards[2].limit.rate":      "f:32:21",
-		"policies[0].ports[1]":            "f:34:56",
-		"policies[1].source":              "f:35:68",
-		"policies[1].sources[0]":          "f:35:5", // not there under this name: its policy
+		"nat.forwards[0].to":              "f:24:61",
+		"nat.forwards[2].port":            "f:30:13",
+		"nat.forwards[2].limit.rate":      "f:33:21",
+		"policies[0].ports[1]":            "f:35:56",
+		"policies[1].source":              "f:36:68",
+		"policies[1].sources[0]":          "f:36:5", // not there under this name: its policy
 		"zones.internal.prefixes[1]":      "f:3:58",
-		"nat.timeouts.udp":                "f:21:79",
+		"nat.timeouts.udp":                "f:22:79",
 		"nat.max_flows":                   "f:17:14",
-		"nat.forwards[2].sources[1]":      "f:31:34",
+		"nat.forwards[2].sources[1]":      "f:32:34",
 		"nat.masquerade[1].filtering.foo": "f:14:18",
 	} {
 		if got := d.place(path); got != want {
@@ -136,6 +137,22 @@ func TestParseNATOrNot(t *testing.T) {
 		if got := formatConfig(d.Config); got != "nat: {}\n" {
 			t.Errorf("%s is written as %s", text, got)
 		}
+	}
+}
+
+// The default is written as nothing.
+func TestForwarding(t *testing.T) {
+	for text, want := range map[string]string{"": "", "forwarding: fast\n": "", "forwarding: kernel\n": loader.ForwardingKernel} {
+		d := mustParse(t, "nat: {}\n"+text)
+		if d.Forwarding != want {
+			t.Errorf("%q is read as %q", text, d.Forwarding)
+		}
+		if got := formatConfig(d.Config); want == "" && got != "nat: {}\n" || want != "" && got != "nat: {}\n"+text {
+			t.Errorf("%q is written as %q", text, got)
+		}
+	}
+	if got := formatConfig(loader.Config{Forwarding: loader.ForwardingFast}); got != "" {
+		t.Errorf("the default is written: %q", got)
 	}
 }
 
@@ -192,6 +209,10 @@ func TestNATErrors(t *testing.T) {
 		"nat:\n  max_flows: many\n  max_flows_per_host: 4294967296\n",
 		"nat:\n  max_flows: 1.5\n  clamp_mss: maybe\n",
 		"nat:\n  sysctls: leave\n",
+		"forwarding: kernal\n",
+		"forwarding: no\n",
+		"forwarding: [fast]\n",
+		"forwarding:\n",
 		"nat:\n  timeouts: 5s\n",
 		"nat:\n  timeouts: {udp: 300, icmp: soon, tcp_establised: 2h, other: 0s, tcp_closing: -1s, tcp_opening: }\n",
 		"nat:\n  forwards:\n    - {name: rdp}\n",

@@ -109,7 +109,7 @@ func TestConfigErrors(t *testing.T) {
 		{"not UTF-8", "zones: \xff\n", "f: not UTF-8 text"},
 		{"too large", zone + strings.Repeat("#", maxConfig), "f: larger than 4194304 bytes"},
 		{"unknown key", "zone:\n  a: b\n", `f:1:1: unknown key "zone"; did you mean "zones"?`},
-		{"unknown far key", zone + "frobnicate: 1\n", `f:3:1: unknown key "frobnicate"; known: zones, nat, policies, mirrors`},
+		{"unknown far key", zone + "frobnicate: 1\n", `f:3:1: unknown key "frobnicate"; known: zones, nat, forwarding, policies, mirrors`},
 		{"unknown zone key", "zones:\n  dmz: {interface: [eth2]}\n", `f:2:9: unknown key "interface" in a zone; did you mean "interfaces"?`},
 		{"unknown mirror key", "mirrors:\n  - name: a\n    target: []\n", `f:3:5: unknown key "target" in a mirror; did you mean "targets"?`},
 		{"unknown target key", "mirrors:\n  - {name: a, targets: [{vai: 192.0.2.1}]}\n", `f:2:26: unknown key "vai" in a target; did you mean "via"?`},

@@ -30,6 +30,9 @@ func formatConfig(cfg loader.Config) string {
 	if cfg.NAT != nil {
 		b.WriteString(natYAML(*cfg.NAT))
 	}
+	if cfg.Forwarding != "" && cfg.Forwarding != loader.ForwardingFast {
+		b.WriteString("forwarding: " + scalar(cfg.Forwarding) + "\n")
+	}
 	if len(cfg.Policies) > 0 {
 		b.WriteString("policies:\n")
 	}

@@ -79,6 +79,9 @@ func natYAML(n loader.NAT) string {
 	if n.MaxFlowsPerHost > 0 {
 		line("max_flows_per_host", number(uint64(n.MaxFlowsPerHost)))
 	}
+	if n.Preallocate {
+		line("preallocate", "true")
+	}
 	if n.ClampMSS {
 		line("clamp_mss", "true")
 	}

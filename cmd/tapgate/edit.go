@@ -58,6 +58,9 @@ func (e *env) edit(g *globals, c *edit) (err error) {
 		cfg.Source = formatConfig(cfg)
 		err = e.change(func() (*loader.Result, error) { return c.put(gw, cfg) })
 		err = locate(err, func(path string) string { return c.place(cfg, path) })
+		if err != nil && strings.Contains(err.Error(), appliedPlace("")) {
+			e.say("what was applied before does not fit this machine any more: put that right, or apply a configuration that fits")
+		}
 	}
 	if err == nil && c.after != nil {
 		err = c.after(gw)

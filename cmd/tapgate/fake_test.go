@@ -30,6 +30,10 @@ type fake struct {
 	query       loader.Query
 	explanation *loader.Explanation
 	follow      func(ctx context.Context, log *slog.Logger, reapply func() error) error
+	hooks       loader.Follower // of the last Follow
+
+	heaviest     []loader.FlowRate
+	translations chan []loader.TranslationEvent
 }
 
 func (f *fake) Apply(opt loader.Options, cfg loader.Config) (*loader.Result, error) {
@@ -59,13 +63,14 @@ func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
 	return f.result, f.err
 }
 
-func (f *fake) Follow(ctx context.Context, opt loader.Options, log *slog.Logger, reapply func() error) error {
+func (f *fake) Follow(ctx context.Context, opt loader.Options, hooks loader.Follower) error {
 	f.calls = append(f.calls, "follow")
 	f.opt = opt
 	if f.follow == nil {
 		return f.err
 	}
-	return f.follow(ctx, log, reapply)
+	f.hooks = hooks
+	return f.follow(ctx, hooks.Log, hooks.Reapply)
 }
 
 type fakeGateway struct{ *fake }
@@ -98,6 +103,21 @@ func (g fakeGateway) FlushFlows(filter loader.FlowFilter) (int, error) {
 	flows, err := g.Flows(filter)
 	g.calls[len(g.calls)-1] = "flush"
 	return len(flows), err
+}
+
+func (g fakeGateway) HeaviestFlows(_ *loader.FlowMeter, n int, order loader.FlowOrder) ([]loader.FlowRate, error) {
+	g.calls = append(g.calls, "heaviest "+string(order))
+	return g.heaviest[:min(n, len(g.heaviest))], nil
+}
+
+// Translations gives those of the next look; there are none behind the last.
+func (g fakeGateway) Translations(*loader.Translations) ([]loader.TranslationEvent, error) {
+	select {
+	case events := <-g.translations:
+		return events, nil
+	default:
+		return nil, nil
+	}
 }
 
 func (g fakeGateway) Explain(q loader.Query) (*loader.Explanation, error) {

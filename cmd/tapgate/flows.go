@@ -87,7 +87,8 @@ func newFlowsCommand(e *env, g *globals) *cobra.Command {
 the outside address where there is translation. ">" is for flows that the inside
 began, "<" for those that came from outside. "left" is how long a flow lives on
 without a packet; packets and bytes are of both directions, and copied are the
-packets that a mirror took.`,
+packets that a mirror took. Fast flows pass by the host's stack; each sends it one
+packet in ten seconds.`,
 		Example: `  tapgate flows --addr 192.168.3.0/24 --port 443
   tapgate flows --zone mgmt --json | jq '.[].remote'
   tapgate flows flush --addr 192.168.3.7`,
@@ -158,14 +159,14 @@ func compare(a, b uint64) int {
 }
 
 // flowWidth is what endpoints may take of a line, so that it stays below 100 columns.
-const flowWidth = 44
+const flowWidth = 42
 
 // flowTable shows flows; translation and what is too long go to lines of their own.
 func flowTable(flows []loader.Flow) string {
 	var rows [][]string
 	for _, f := range flows {
 		arrow := ">"
-		if f.Origin == "forward" || f.Origin == "eif" {
+		if f.FromOutside {
 			arrow = "<"
 		}
 		who := []string{f.Proto + " " + f.Inside + " " + arrow + " " + f.Remote}
@@ -177,14 +178,14 @@ func flowTable(flows []loader.Flow) string {
 		}
 		rows = append(rows, []string{
 			who[0], f.State, span(seconds(f.Age)), span(seconds(f.ExpiresIn)),
-			number(f.Packets), size(f.Bytes), number(f.Copied),
+			number(f.Packets), size(f.Bytes), number(f.Copied), yesNo(f.Fast),
 		})
 		for _, w := range who[1:] {
-			rows = append(rows, []string{w, "", "", "", "", "", ""})
+			rows = append(rows, []string{w, "", "", "", "", "", "", ""})
 		}
 	}
 	return columns(counted(len(flows), "flow"), []string{
-		"flow", "state", ">age", ">left", ">packets", ">bytes", ">copied",
+		"flow", "state", ">age", ">left", ">packets", ">bytes", ">copied", "fast",
 	}, rows)
 }
 

@@ -18,14 +18,15 @@ func exampleFlows() []loader.Flow {
 		{
 			Proto: "tcp", Inside: "192.168.3.3:3389", Outside: "203.0.113.1:3389", Remote: "203.0.113.8:40222", State: "established",
 			ExpiresIn: 7439.9, Age: 86400, Packets: 1234567, Bytes: 987654321, Copied: 1234567, Origin: "forward", Rule: "rdp",
+			Fast: true, FromOutside: true,
 		},
 		{
 			Proto: "icmpv6", Inside: "[2001:db8:3::2]:77", Outside: "[2001:db8:3::2]:77", Remote: "2001:db8:113::8", State: "answered",
 			ExpiresIn: 60, Age: 7, Packets: 4, Bytes: 472, Origin: "allowed",
 		},
 		{
-			Proto: "tcp", Inside: "[2001:db8:3:ffff:ffff:ffff:ffff:2]:51234", Outside: "[2001:db8:113:ffff:ffff:ffff:ffff:1]:61022",
-			Remote: "[2001:db8:ffff:ffff:ffff:ffff:ffff:8]:443", State: "established", ExpiresIn: 7440, Age: 3599, Packets: 9, Bytes: 5000,
+			Proto: "tcp", Inside: "[2001:db8:3:ffff:ffff:ff:f:2]:51234", Outside: "[2001:db8:113:ffff:ffff:ff:f:1]:61022",
+			Remote: "[2001:db8:ffff:ffff:ffff:ff:f:8]:443", State: "established", ExpiresIn: 7440, Age: 3599, Packets: 9, Bytes: 5000,
 			Origin: "masquerade", Rule: "pool",
 		},
 		{Proto: "gre", Inside: "192.168.3.2", Outside: "203.0.113.1", Remote: "198.51.100.1", State: "unanswered", ExpiresIn: 600, Packets: 2, Bytes: 200, Origin: "masquerade"},

@@ -103,8 +103,11 @@ func exampleStatus() *loader.Status {
 
 func exampleGateway() *loader.GatewayStatus {
 	return &loader.GatewayStatus{
-		Flows: 1200, Fresh: 34, Forwarded: 5, MaxFlows: 262144, MaxFresh: 131072, MaxPerHost: 26214, Bindings: 800, Hosts: 1,
+		Flows: 1200, Fresh: 34, Forwarded: 5, MaxFlows: 262144, MaxFresh: 131072, MaxPerHost: 26214, Memory: 401234567, Bindings: 800, Hosts: 1,
 		Created: 123456, Expired: 122256, Refused: map[string]uint64{"full": 0, "host": 12, "ports": 3, "rate": 4}, Adopting: 599.7,
+		Forwarding: loader.ForwardingStatus{
+			Mode: "kernel", Wanted: "fast", Reason: "another filter on \"eth3\" ingress: bpf \x1b[31mstranger, priority 49152; and more words than a line has room for",
+		},
 		Outside: []loader.OutsideStatus{
 			{Interface: "eth0", Zone: "external", IPv4: "203.0.113.1", IPv6: "2001:db8:113::1"}, {Interface: "eth1", Zone: "external"},
 		},
@@ -123,11 +126,13 @@ func exampleExplanation() *loader.Explanation {
 		To:         &loader.ExplanationEnd{Zone: "external", Role: loader.RoleExternal, Interface: "eth0"},
 		Masquerade: &loader.ExplanationMasquerade{Name: "internal-external", Addresses: []string{"203.0.113.1"}, Ports: []string{"1024-32767", "61000-65535"}},
 		Way:        &loader.ExplanationWay{Interface: "eth0"},
+		Forwarding: &loader.ExplanationForwarding{Fast: true, Why: "once both sides have spoken"},
 		Mirrors:    []loader.ExplanationMirror{{Name: "ids", Interface: "eth3", Direction: "ingress", Targets: []string{"via 192.168.4.2"}}},
 		Verdict:    "pass", Reason: "pass_allowed", Why: "internal to external is allowed",
 		Steps: []loader.ExplanationStep{
 			{Step: "from", Text: "zone internal (internal), by interface eth3"},
 			{Step: "masquerade", Text: "rule internal-external \x1b[1m: its source becomes 203.0.113.1, with a port of 1024-32767 or 61000-65535 that nobody has"},
+			{Step: "forwarding", Text: "fast: once both sides have spoken"},
 			{Step: "verdict", Text: "pass: internal to external is allowed"},
 		},
 	}
@@ -192,8 +197,9 @@ func TestGolden(t *testing.T) {
 		}
 		if strings.HasPrefix(c.file, "check-gateway") {
 			f.report.Gateway = &loader.GatewayReport{
-				Outside: exampleGateway().Outside, Ports: []string{"1024-32767", "61000-65535"}, MaxFlows: 262144,
-				Sysctls: []string{"net.ipv4.ip_forward = 1", "net.ipv6.conf.all.forwarding = 1"},
+				Outside: exampleGateway().Outside, Ports: []string{"1024-32767", "61000-65535"}, MaxFlows: 262144, Memory: 401234567,
+				Sysctls: []string{"net.ipv4.ip_forward = 1", "net.ipv6.conf.all.forwarding = 1"}, Forwarding: loader.ForwardingStatus{Mode: "fast", Wanted: "fast"},
+				HostRules: []loader.HostRule{exampleHostRule},
 			}
 		}
 		got := call(f, smallConfig, c.args...)
@@ -213,6 +219,16 @@ func TestGolden(t *testing.T) {
 			}
 		}
 	}
+}
+
+var exampleHostRule = loader.HostRule{
+	Kind: loader.HostDrops, By: "nft", Where: "table inet filter, chain forward", Rule: "policy drop", Certain: true,
+	Concerns: []string{"forward rdp", "internal to external"},
+	Says:     "nft drops new flows of forward rdp, internal to external (table inet filter, chain forward: policy drop); it lacks",
+	Commands: []string{
+		"nft insert rule inet filter forward iifname eth0 ip daddr 192.168.3.3 tcp dport 3389 accept",
+		"nft insert rule inet filter forward iifname eth3 oifname eth0 accept",
+	},
 }
 
 // JSON is the loader's struct, whole.
@@ -273,7 +289,7 @@ func TestVersion(t *testing.T) {
 		GoVersion: "go1.26.8", Main: debug.Module{Path: "tapgate", Version: "v0.1.0"},
 		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "abc"}, {Key: "vcs.time", Value: "2026-11-22T12:00:00Z"}, {Key: "vcs.modified", Value: "true"}},
 	})
-	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      2\n"
+	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      3\n"
 	if got := v.text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -287,7 +303,7 @@ func TestVersion(t *testing.T) {
 	if err != nil || strings.Contains(string(unknown), "modified") {
 		t.Errorf("without information on the revision: %s, %v", unknown, err)
 	}
-	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 2`) {
+	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 3`) {
 		t.Errorf("%+v", got)
 	}
 }

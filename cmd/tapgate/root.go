@@ -71,10 +71,13 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 		newExplainCommand(e, g),
 		newFlowsCommand(e, g),
 		newForwardCommand(e, g),
+		newImportCommand(e, g),
+		newManCommand(),
 		newMasqueradeCommand(e, g),
 		newMirrorCommand(e, g),
 		newPolicyCommand(e, g),
 		newStatusCommand(e, g),
+		newTopCommand(e, g),
 		newVersionCommand(e),
 	)
 	addCompletion(root)

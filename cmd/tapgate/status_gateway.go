@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jedib0t/go-pretty/v6/text"
+
 	"tapgate/loader"
 )
 
@@ -21,7 +23,13 @@ func gatewayText(gw *loader.GatewayStatus, verbose bool) string {
 		followed = "yes, by the agent"
 	}
 	add("followed", "%s", followed)
+	for i, line := range strings.Split(text.WrapSoft(forwardingText(gw.Forwarding), 80), "\n") {
+		add(first("forwarding", i), "%s", strings.TrimSpace(line))
+	}
 	add("flows", "%d of %d, of %s with %s", gw.Flows, gw.MaxFlows, counted(gw.Hosts, "host"), counted(int(gw.Bindings), "mapping"))
+	if gw.Memory > 0 {
+		add("memory", "%s for flows, taken at once (preallocate)", size(gw.Memory))
+	}
 	add("unanswered", "%d of %d, by forwards %d", gw.Fresh, gw.MaxFresh, gw.Forwarded)
 	add("ever", "%d created, %d expired", gw.Created, gw.Expired)
 	var refused []string
@@ -39,6 +47,9 @@ func gatewayText(gw *loader.GatewayStatus, verbose bool) string {
 	}
 	return joinParts(parts)
 }
+
+// forwardingText is the mode, and why it is not the other one.
+func forwardingText(f loader.ForwardingStatus) string { return printable(f.String()) }
 
 func policiesText(n int) string {
 	if n == 1 {

@@ -19,6 +19,9 @@ type versionInfo struct {
 	Layout   int    `json:"layout"` // of the pinned state that it understands
 }
 
+// release is the version of a package, which scripts/package.sh sets.
+var release string
+
 func newVersionCommand(e *env) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -44,6 +47,9 @@ func newVersionCommand(e *env) *cobra.Command {
 
 func versionOf(info *debug.BuildInfo) versionInfo {
 	v := versionInfo{Version: info.Main.Version, Go: info.GoVersion, Layout: loader.Layout}
+	if release != "" {
+		v.Version = release
+	}
 	if v.Version == "" {
 		v.Version = "(devel)"
 	}

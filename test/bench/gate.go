@@ -2,35 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
-
-// gateTest is one measurement of a scenario.
-type gateTest struct {
-	name, unit string
-	scale      float64 // units for each packet that came through
-	measure    func(context.Context, *gateLab, int) (sample, error)
-}
-
-var packetTests = []gateTest{
-	{"out", "Mpps", 1, func(ctx context.Context, l *gateLab, n int) (sample, error) { return l.packets(ctx, outbound, n) }},
-	{"both ways", "Mpps", 1, func(ctx context.Context, l *gateLab, n int) (sample, error) { return l.packets(ctx, alternating, n) }},
-}
-
-// A flow is a packet and its answer.
-var freshTests = []gateTest{
-	{"flow and answer", "M flows/s", 0.5, func(ctx context.Context, l *gateLab, n int) (sample, error) {
-		return l.newFlows(ctx, n)
-	}},
-}
-
-func (s scenario) tests() []gateTest {
-	if s.fresh {
-		return freshTests
-	}
-	return packetTests
-}
 
 // fleet is one gateway, or so many as it takes to hold all flows.
 type fleet []*gateLab
@@ -71,19 +47,28 @@ func (f fleet) memory() (sum memory) {
 	return sum
 }
 
-// measure takes one sample of a test; gateways of a fleet take turns.
-func (f fleet) measure(ctx context.Context, t gateTest) (sum sample, err error) {
-	n := f[0].set.packets / len(f)
-	if f[0].scenario.fresh {
-		n = min(freshFlows, f[0].set.packets)
+// refresh makes all flows fast that are to be.
+func (f fleet) refresh(ctx context.Context) error {
+	for _, l := range f {
+		if err := within("", l.set.cpu, func() error { return l.refresh(ctx) }); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// measure takes one sample of a load; gateways of a fleet take turns.
+func (f fleet) measure(ctx context.Context, t gateLoad) (sum sample, err error) {
+	n := f[0].set.packets / len(f)
+	sum.Fast = 1
 	for _, l := range f {
 		err := within("", l.set.cpu, func() error {
-			s, err := t.measure(ctx, l, n)
-			sum.Units += s.Units * t.scale
-			sum.Sent += s.Sent * t.scale
+			s, err := l.checked(ctx, t, n)
+			sum.Units += s.Units
+			sum.Sent += s.Sent
 			sum.CPU += s.CPU
 			sum.Frames += s.Frames
+			sum.Fast = min(sum.Fast, s.Fast)
 			return err
 		})
 		if err != nil {
@@ -96,14 +81,32 @@ func (f fleet) measure(ctx context.Context, t gateTest) (sum sample, err error) 
 	return sum, nil
 }
 
+// sample measures what was made ready for it, and once more if the first one does
+// not stand: something else may have kept the machine busy.
+func (f fleet) sample(ctx context.Context, t gateLoad) (s sample, err error) {
+	for range 2 {
+		if err := f.refresh(ctx); err != nil {
+			return s, err
+		}
+		s, err = f.measure(ctx, t)
+		if refused := refusal(""); !errors.As(err, &refused) {
+			return s, err
+		}
+		for _, l := range f {
+			l.stacked.from = time.Time{}
+		}
+	}
+	return s, err
+}
+
 // runGate is the benchmark of the gateway.
 func runGate(ctx context.Context, set *settings) error {
 	note("rates per second of CPU time; generator, gateway and both ends share CPU %d", set.cpu)
 	rep := newGateReport(set)
 	for i := range set.rounds {
-		for _, s := range set.scenarios {
-			note("round %d of %d: %s", i+1, set.rounds, s.name)
-			if err := gateRound(ctx, set, rep, s, i); err != nil {
+		for _, g := range groups(set.scenarios) {
+			note("round %d of %d: %s", i+1, set.rounds, names(g))
+			if err := gateRound(ctx, set, rep, g, i); err != nil {
 				return err
 			}
 		}
@@ -126,53 +129,85 @@ func runGate(ctx context.Context, set *settings) error {
 // spare is the memory that a run must leave: what a flow takes, twice over.
 const spare = 2048
 
-func gateRound(ctx context.Context, set *settings, rep *gateReport, s scenario, number int) error {
+// gateRound measures a group of scenarios: all gateways in turn, or all of one
+// mode, then of the next.
+func gateRound(ctx context.Context, set *settings, rep *gateReport, group []scenario, number int) error {
+	turns := [][]gateMode{set.gateModes}
+	if group[0].alone {
+		turns = slices.Collect(slices.Chunk(set.gateModes, 1))
+	}
+	if number%2 == 1 {
+		slices.Reverse(turns)
+	}
+	for _, modes := range turns {
+		if err := gateTurn(ctx, set, rep, group, modes, number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gateTurn builds the gateways of a group in some modes side by side, and measures
+// them in turn.
+func gateTurn(ctx context.Context, set *settings, rep *gateReport, group []scenario, modes []gateMode, number int) error {
 	var fleets []fleet
 	defer func() {
 		for _, f := range fleets {
 			f.close()
 		}
 	}()
-	for _, m := range set.gateModes {
-		if m.tap && (s.forwards > 0 || s.flows > 1<<16) {
-			continue // the tap costs what it costs elsewhere
+	for _, s := range group {
+		for _, m := range modes {
+			if !m.measures(s) || rep.Missing[missingKey(s.name, m)] != "" {
+				continue
+			}
+			f, err := buildFleet(ctx, set, m, s)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				rep.leaveOut(s.name, m, err)
+				continue
+			}
+			rep.note(s, m, f)
+			fleets = append(fleets, f)
 		}
-		key := s.name + ", " + m.name
-		if rep.Missing[key] != "" {
-			continue
-		}
-		free, err := meminfo("MemAvailable")
-		if err == nil && !m.direct && free < float64(s.room())*spare {
-			err = fmt.Errorf("%.0f MB of memory are too little", free/1e6)
-		}
-		var f fleet
-		if err == nil {
-			f, err = newFleet(ctx, set, m, s)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			note("%s is left out: %v", key, err)
-			rep.Missing[key] = err.Error()
-			continue
-		}
-		rep.note(s, m, f)
-		fleets = append(fleets, f)
 	}
 	if number%2 == 1 {
 		slices.Reverse(fleets)
 	}
 	for pass := range passes {
-		for _, t := range s.tests() {
-			for _, f := range fleets {
-				got, err := f.measure(ctx, t)
-				if err != nil {
-					return fmt.Errorf("%s, %s with %s: %w", s.name, t.name, f[0].mode.name, err)
-				}
-				rep.add(number*passes+pass, s.name, t.name, f[0].mode.name, got)
+		for _, f := range fleets {
+			if err := measureFleet(ctx, rep, f, number*passes+pass); err != nil {
+				return fmt.Errorf("%s with %s: %w", f[0].scenario.name, f[0].mode.name, err)
 			}
 		}
+	}
+	return nil
+}
+
+func buildFleet(ctx context.Context, set *settings, m gateMode, s scenario) (fleet, error) {
+	if free, err := meminfo("MemAvailable"); err == nil && !m.direct && free < float64(s.room())*spare {
+		return nil, fmt.Errorf("%.0f MB of memory are too little", free/1e6)
+	}
+	return newFleet(ctx, set, m, s)
+}
+
+// measureFleet takes a sample of each load. What is refused is left out from now on.
+func measureFleet(ctx context.Context, rep *gateReport, f fleet, pass int) error {
+	for _, t := range f[0].scenario.loads {
+		if rep.Missing[missingKey(t.name, f[0].mode)] != "" {
+			continue
+		}
+		got, err := f.sample(ctx, t)
+		if refused := refusal(""); errors.As(err, &refused) {
+			rep.leaveOut(t.name, f[0].mode, refused)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.name, err)
+		}
+		rep.add(pass, t.name, f[0].mode.name, got)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"golang.org/x/sys/unix"
 )
 
 // What flow a packet is of follows from its number, so that a million of them
@@ -268,50 +267,4 @@ func finishFrame(template []byte, devices *ebpf.Map) asm.Instructions {
 		asm.Mov.Imm(asm.R0, 0).WithSymbol("abort"),
 		asm.Return(),
 	)
-}
-
-// newNotingSink is newSink for UDP at the outside host, which also notes from
-// which outside endpoint a flow came when the state says so: address and port, 32
-// bits each, in host order.
-func newNotingSink(counter, state, noted *ebpf.Map) (*ebpf.Program, error) {
-	insns := asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word),
-		asm.LoadMem(asm.R1, asm.R6, 16, asm.Word),
-		asm.JNE.Imm(asm.R1, int32(networkOrder(unix.ETH_P_IP)), "pass"),
-		asm.LoadMem(asm.R9, asm.R6, 76, asm.Word), // data
-		asm.LoadMem(asm.R2, asm.R6, 80, asm.Word), // data_end
-		asm.Mov.Reg(asm.R3, asm.R9),
-		asm.Add.Imm(asm.R3, 46),
-		asm.JGT.Reg(asm.R3, asm.R2, "pass"),
-		asm.LoadMem(asm.R1, asm.R9, 23, asm.Byte),
-		asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "pass"),
-	}
-	insns = append(insns, addTally(counter, "pass")...)
-	return load("bench_sink", ebpf.SchedCLS, ebpf.AttachTCXIngress, append(insns,
-		asm.LoadMapPtr(asm.R1, state.FD()),
-		asm.Mov.Reg(asm.R2, asm.RFP), // the key 0 is there still
-		asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "drop"),
-		asm.LoadMem(asm.R1, asm.R0, 24, asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, "drop"),
-		asm.LoadMem(asm.R1, asm.R9, 42, asm.Word),
-		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
-		asm.LoadMapPtr(asm.R1, noted.FD()),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "drop"),
-		asm.LoadMem(asm.R1, asm.R9, 26, asm.Word),
-		asm.HostTo(asm.BE, asm.R1, asm.Word),
-		asm.StoreMem(asm.R0, 0, asm.R1, asm.Word),
-		asm.LoadMem(asm.R1, asm.R9, 34, asm.Half),
-		asm.HostTo(asm.BE, asm.R1, asm.Half),
-		asm.StoreMem(asm.R0, 4, asm.R1, asm.Word),
-		asm.Mov.Imm(asm.R0, tcxDrop).WithSymbol("drop"),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, tcxNext).WithSymbol("pass"),
-		asm.Return(),
-	))
 }

@@ -162,7 +162,7 @@ func (l *lab) sinks(context.Context) (err error) {
 			return err
 		}
 		l.onClose(func() { (*s.tally).Close() })
-		prog, err := newSink(*s.tally, s.onlyUDP)
+		prog, err := newSink(*s.tally, s.onlyUDP, nil)
 		if err != nil {
 			return err
 		}

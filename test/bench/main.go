@@ -45,6 +45,7 @@ type settings struct {
 	gate      bool // measure the gateway, not the tap
 	gateModes []gateMode
 	scenarios []scenario
+	allowSlow bool // figures of fast gateways count whatever way their packets took
 }
 
 func run(ctx context.Context, args []string) error {
@@ -128,8 +129,8 @@ func round(ctx context.Context, set *settings, rep *report, number int) (err err
 func parse(args []string) (*settings, error) {
 	set := &settings{}
 	fs := pflag.NewFlagSet("bench", pflag.ContinueOnError)
-	fs.IntVar(&set.rounds, "rounds", 5, "rounds of 3 passes; medians are reported")
-	fs.IntVar(&set.packets, "packets", 100_000, "packets in each UDP measurement")
+	fs.IntVar(&set.rounds, "rounds", 5, "rounds of 3 passes; medians are reported; with --gate 3 if not said")
+	fs.IntVar(&set.packets, "packets", 100_000, "packets in each UDP measurement; with --gate 400,000 if not said")
 	fs.Int64Var(&set.bytes, "bytes", 100_000_000, "bytes in each TCP measurement")
 	fs.IntVar(&set.cpu, "cpu", lastCPU(), "CPU that does everything")
 	fs.StringVar(&set.tapgate, "tapgate", "", "the tapgate binary (bench.sh builds it)")
@@ -139,11 +140,13 @@ func parse(args []string) (*settings, error) {
 	fs.BoolVar(&set.gate, "gate", false, "measure the gateway's NAT beside the kernel's MASQUERADE, not the tap")
 	quick := fs.Bool("quick", false, "2 short rounds; ratios are rougher")
 	tests := fs.StringSlice("tests", names(allTests), "tests to run")
-	loads := fs.StringSlice("loads", nil, "with --gate: loads to run; all if none is named")
+	loads := fs.StringSlice("loads", nil, "with --gate: loads to run; all if none is named, but with --quick those of a million flows")
+	modes := fs.StringSlice("modes", nil, "the same as MODE...")
+	fs.BoolVar(&set.allowSlow, "allow-slow", false, "with --gate: keep figures of a fast gateway whose packets were not fast")
 	fs.Usage = func() {
 		fmt.Fprintf(os.Stderr, "usage: bench [flags] [MODE...]\n\nmodes: %s\n       (all but %s if none is named)\n"+
-			"with --gate: %s\nloads: %s\n\n%s", strings.Join(names(allModes), ", "), "tapgate-raw",
-			strings.Join(names(gateModes), ", "), strings.Join(names(allScenarios), ", "), fs.FlagUsages())
+			"with --gate: %s\n       (all but %s if none is named)\nloads: %s\n\n%s", strings.Join(names(allModes), ", "), "tapgate-raw",
+			strings.Join(names(gateModes), ", "), gateOptional, strings.Join(names(allLoads()), ", "), fs.FlagUsages())
 	}
 	if err := fs.Parse(args); err == pflag.ErrHelp {
 		return nil, nil
@@ -153,6 +156,9 @@ func parse(args []string) (*settings, error) {
 	if *quick {
 		quicken(set, fs)
 	}
+	if set.gate {
+		gateLengths(set, fs, *quick)
+	}
 	if set.rounds < 1 || set.rounds > 100 || set.packets < 1 || set.packets > 10_000_000 || set.bytes < 1 || set.bytes > 20e9 {
 		return nil, fmt.Errorf("rounds, packets or bytes out of range: at most 100, 10 million and 20 GB")
 	}
@@ -160,13 +166,13 @@ func parse(args []string) (*settings, error) {
 	if set.tests, err = choose(allTests, *tests); err != nil {
 		return nil, err
 	}
+	wanted := append(fs.Args(), *modes...)
 	if set.gate {
-		return set, chooseGate(set, fs.Args(), *loads)
+		return set, chooseGate(set, wanted, *loads, *quick)
 	}
-	if len(*loads) > 0 {
-		return nil, fmt.Errorf("--loads goes with --gate")
+	if len(*loads) > 0 || set.allowSlow {
+		return nil, fmt.Errorf("--loads and --allow-slow go with --gate")
 	}
-	wanted := fs.Args()
 	if len(wanted) == 0 {
 		wanted = slices.DeleteFunc(names(allModes), func(n string) bool { return n == "tapgate-raw" })
 	}
@@ -178,18 +184,29 @@ func parse(args []string) (*settings, error) {
 }
 
 // chooseGate picks modes and loads; floor and baseline are always there.
-func chooseGate(set *settings, modes, loads []string) (err error) {
+func chooseGate(set *settings, modes, loads []string, quick bool) (err error) {
 	if len(modes) == 0 {
-		modes = names(gateModes)
+		modes = slices.DeleteFunc(names(gateModes), func(n string) bool { return n == gateOptional })
 	}
 	if len(loads) == 0 {
-		loads = names(allScenarios)
+		loads = names(allLoads())
+		if quick {
+			loads = slices.DeleteFunc(loads, func(n string) bool { return strings.HasSuffix(n, "-1M") || n == "both-1k-again" })
+		}
 	}
 	if set.gateModes, err = choose(gateModes, append([]string{gateFloor, gateBaseline}, modes...)); err != nil {
 		return err
 	}
-	set.scenarios, err = choose(allScenarios, loads)
-	return err
+	if _, err := choose(allLoads(), loads); err != nil {
+		return err
+	}
+	for _, s := range allScenarios {
+		s.loads = slices.DeleteFunc(slices.Clone(s.loads), func(l gateLoad) bool { return !slices.Contains(loads, l.name) })
+		if len(s.loads) > 0 {
+			set.scenarios = append(set.scenarios, s)
+		}
+	}
+	return nil
 }
 
 func quicken(set *settings, fs *pflag.FlagSet) {
@@ -201,6 +218,20 @@ func quicken(set *settings, fs *pflag.FlagSet) {
 	}
 	if !fs.Changed("bytes") {
 		set.bytes = 30_000_000
+	}
+}
+
+// gateLengths are those of the gateway's benchmark: each flow's way is looked up ten
+// times a second, so that a measurement must be long enough to have its share of it.
+func gateLengths(set *settings, fs *pflag.FlagSet, quick bool) {
+	if !fs.Changed("rounds") && !quick {
+		set.rounds = 3
+	}
+	if !fs.Changed("packets") {
+		set.packets = 400_000
+		if quick {
+			set.packets = 200_000
+		}
 	}
 }
 

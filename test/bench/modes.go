@@ -42,7 +42,7 @@ func commands(lines ...string) func(context.Context, *lab) error {
 
 var tee = commands(
 	"iptables -t mangle -A PREROUTING -i eth3 -j TEE --gateway 192.168.4.2",
-	"iptables -t mangle -A FORWARD -d 192.168.3.0/24 -j TEE --gateway 192.168.4.2",
+	"iptables -t mangle -A FORWARD -o eth3 -j TEE --gateway 192.168.4.2",
 )
 
 var nftDup = commands(
@@ -50,7 +50,7 @@ var nftDup = commands(
 	"nft add chain ip bench_dup before { type filter hook prerouting priority mangle; }",
 	"nft add chain ip bench_dup forwarded { type filter hook forward priority mangle; }",
 	"nft add rule ip bench_dup before iifname eth3 dup to 192.168.4.2 device eth2",
-	"nft add rule ip bench_dup forwarded ip daddr 192.168.3.0/24 dup to 192.168.4.2 device eth2",
+	"nft add rule ip bench_dup forwarded oifname eth3 dup to 192.168.4.2 device eth2",
 )
 
 var mirred = commands(

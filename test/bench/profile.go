@@ -35,30 +35,41 @@ func profileMode(ctx context.Context, set *settings, m mode) error {
 		return err
 	}
 	defer l.close()
+	for _, t := range set.tests {
+		err := printRuns(fmt.Sprintf("%-9s %-12s", t.name, m.name), func() error {
+			_, err := t.measure(ctx, l)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printRuns prints which programs run during f, and how long each run takes.
+func printRuns(title string, f func() error) error {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		return fmt.Errorf("enable statistics of BPF programs: %w", err)
 	}
 	defer stats.Close()
-	for _, t := range set.tests {
-		before, err := runTimes()
-		if err != nil {
-			return err
-		}
-		if _, err := t.measure(ctx, l); err != nil {
-			return err
-		}
-		after, err := runTimes()
-		if err != nil {
-			return err
-		}
-		for _, id := range slices.Sorted(maps.Keys(after)) {
-			a, b := after[id], before[id]
-			// Others on this machine have programs too, but hardly any so busy now.
-			if runs := a.runs - b.runs; runs >= 1000 {
-				fmt.Printf("%-9s %-12s id %-6d %-16s %9d runs %7.0f ns each\n",
-					t.name, m.name, id, a.name, runs, float64(a.ns-b.ns)/float64(runs))
-			}
+	before, err := runTimes()
+	if err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	after, err := runTimes()
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(after)) {
+		a, b := after[id], before[id]
+		// Others on this machine have programs too, but hardly any so busy now.
+		if runs := a.runs - b.runs; runs >= 1000 {
+			fmt.Printf("%s id %-6d %-16s %9d runs %7.0f ns each\n", title, id, a.name, runs, float64(a.ns-b.ns)/float64(runs))
 		}
 	}
 	return nil

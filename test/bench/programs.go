@@ -22,6 +22,7 @@ const (
 // Results of programs on TCX (uapi/linux/bpf.h).
 const (
 	tcxNext = -1
+	tcxPass = 0
 	tcxDrop = 2
 )
 
@@ -114,37 +115,121 @@ func writeFrame(frame []byte) (out asm.Instructions) {
 	return out
 }
 
+// notes is where a sink writes down from which endpoint a flow came, when the
+// state says so: address and port, 32 bits each, in host order, by the flow's
+// number.
+type notes struct{ state, noted *ebpf.Map }
+
 // newSink loads a TCX program that counts and drops: everything but ARP, or
-// only UDP over IPv4. Not XDP: on a veth that copies every frame whose data is
-// shared into a page first, and which frames those are depends on the tap.
-func newSink(counter *ebpf.Map, onlyUDP bool) (*ebpf.Program, error) {
+// only UDP over IPv4, of which it may take notes. Not XDP: on a veth that copies
+// every frame whose data is shared into a page first, and which frames those are
+// depends on the tap.
+func newSink(counter *ebpf.Map, onlyUDP bool, n *notes) (*ebpf.Program, error) {
 	insns := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word),  // len, with the Ethernet header
-		asm.LoadMem(asm.R1, asm.R6, 16, asm.Word), // protocol, network order
+		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), // len, with the Ethernet header
 	}
 	if onlyUDP {
-		insns = append(insns,
-			asm.JNE.Imm(asm.R1, int32(networkOrder(unix.ETH_P_IP)), "pass"),
-			asm.LoadMem(asm.R1, asm.R6, 76, asm.Word), // data
-			asm.LoadMem(asm.R2, asm.R6, 80, asm.Word), // data_end
-			asm.Mov.Reg(asm.R3, asm.R1),
-			asm.Add.Imm(asm.R3, 24),
-			asm.JGT.Reg(asm.R3, asm.R2, "pass"),
-			asm.LoadMem(asm.R1, asm.R1, 23, asm.Byte),
-			asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "pass"),
-		)
+		insns = append(insns, udpAt(46)...) // as far as the flow's number
 	} else {
-		insns = append(insns, asm.JEq.Imm(asm.R1, int32(networkOrder(unix.ETH_P_ARP)), "pass"))
+		insns = append(insns,
+			asm.LoadMem(asm.R1, asm.R6, 16, asm.Word), // protocol, network order
+			asm.JEq.Imm(asm.R1, int32(networkOrder(unix.ETH_P_ARP)), "pass"),
+		)
 	}
 	insns = append(insns, addTally(counter, "pass")...)
-	insns = append(insns,
-		asm.Mov.Imm(asm.R0, tcxDrop),
+	if n != nil {
+		insns = append(insns, n.take()...)
+	}
+	return load("bench_sink", ebpf.SchedCLS, ebpf.AttachTCXIngress, append(insns,
+		asm.Mov.Imm(asm.R0, tcxDrop).WithSymbol("drop"),
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, tcxNext).WithSymbol("pass"),
 		asm.Return(),
+	))
+}
+
+// udpAt leaves the packet of the context in R6 in R9, and jumps to pass unless it
+// is UDP over IPv4 without options and so many bytes are there.
+func udpAt(bytes int32) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMem(asm.R1, asm.R6, 16, asm.Word), // protocol, network order
+		asm.JNE.Imm(asm.R1, int32(networkOrder(unix.ETH_P_IP)), "pass"),
+		asm.LoadMem(asm.R9, asm.R6, 76, asm.Word), // data
+		asm.LoadMem(asm.R2, asm.R6, 80, asm.Word), // data_end
+		asm.Mov.Reg(asm.R3, asm.R9),
+		asm.Add.Imm(asm.R3, bytes),
+		asm.JGT.Reg(asm.R3, asm.R2, "pass"),
+		asm.LoadMem(asm.R1, asm.R9, 23, asm.Byte),
+		asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "pass"),
+	}
+}
+
+// take notes the source of the packet at R9.
+func (n *notes) take() asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMapPtr(asm.R1, n.state.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP), // the key 0 is there still
+		asm.Add.Imm(asm.R2, -4),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "drop"),
+		asm.LoadMem(asm.R1, asm.R0, 24, asm.DWord),
+		asm.JEq.Imm(asm.R1, 0, "drop"),
+		asm.LoadMem(asm.R1, asm.R9, 42, asm.Word),
+		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
+		asm.LoadMapPtr(asm.R1, n.noted.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, -4),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "drop"),
+		asm.LoadMem(asm.R1, asm.R9, 26, asm.Word),
+		asm.HostTo(asm.BE, asm.R1, asm.Word),
+		asm.StoreMem(asm.R0, 0, asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, asm.R9, 34, asm.Half),
+		asm.HostTo(asm.BE, asm.R1, asm.Half),
+		asm.StoreMem(asm.R0, 4, asm.R1, asm.Word),
+	}
+}
+
+// newEcho loads a TCX program that turns UDP for a port round and sends it back
+// from where it came. The checksums hold, since they are sums.
+func newEcho(port uint16) (*ebpf.Program, error) {
+	insns := append(asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}, udpAt(42)...)
+	insns = append(insns,
+		asm.LoadMem(asm.R1, asm.R9, 36, asm.Half),
+		asm.JNE.Imm(asm.R1, int32(networkOrder(port)), "pass"),
 	)
-	return load("bench_sink", ebpf.SchedCLS, ebpf.AttachTCXIngress, insns)
+	swap := func(a, b int16, size asm.Size) {
+		insns = append(insns,
+			asm.LoadMem(asm.R1, asm.R9, a, size), asm.LoadMem(asm.R2, asm.R9, b, size),
+			asm.StoreMem(asm.R9, a, asm.R2, size), asm.StoreMem(asm.R9, b, asm.R1, size))
+	}
+	for _, word := range []int16{0, 2, 4} {
+		swap(word, word+6, asm.Half)
+	}
+	swap(26, 30, asm.Word)
+	swap(34, 36, asm.Half)
+	return load("bench_echo", ebpf.SchedCLS, ebpf.AttachTCXIngress, append(insns,
+		asm.LoadMem(asm.R1, asm.R6, 40, asm.Word), // ifindex
+		asm.Mov.Imm(asm.R2, 0),
+		asm.FnRedirect.Call(),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, tcxNext).WithSymbol("pass"),
+		asm.Return(),
+	))
+}
+
+// newAdmit loads a TCX program that lets UDP from a port by the sink behind it.
+func newAdmit(port uint16) (*ebpf.Program, error) {
+	insns := append(asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}, udpAt(42)...)
+	return load("bench_admit", ebpf.SchedCLS, ebpf.AttachTCXIngress, append(insns,
+		asm.LoadMem(asm.R1, asm.R9, 34, asm.Half),
+		asm.JNE.Imm(asm.R1, int32(networkOrder(port)), "pass"),
+		asm.Mov.Imm(asm.R0, tcxPass),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, tcxNext).WithSymbol("pass"),
+		asm.Return(),
+	))
 }
 
 // newRawTap loads the least that copies: the clone and nothing around it.

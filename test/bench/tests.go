@@ -16,6 +16,8 @@ type sample struct {
 	Seen float64 `json:"seen"`
 	// Sent by the generator, 0 where it is not known.
 	Sent float64 `json:"sent,omitempty"`
+	// Fast of the packets did not take the stack: the gateway says so.
+	Fast float64 `json:"fast,omitempty"`
 	// Retransmits of a TCP test.
 	Retransmits float64 `json:"retransmits,omitempty"`
 }

@@ -28,24 +28,35 @@ func rfcRows() []rfcRow {
 // Every requirement of RFC 4787, 5382, 5508, 6888 and 7857 that a NAT without PCP
 // can meet, tried between hosts in namespaces: with packets that are built here
 // where sockets would not send them. Timers are tried without waiting for them.
-func TestGateRFC(t *testing.T) { tryRows(t, loader.AttachAuto) }
+// Known flows take the fast path, as they do by default.
+func TestGateRFC(t *testing.T) { tryRows(t, loader.AttachAuto, forwardFast) }
 
 // The same with programs attached as on kernels before 6.6.
-func TestGateRFCClsact(t *testing.T) { tryRows(t, loader.AttachClsact) }
+func TestGateRFCClsact(t *testing.T) { tryRows(t, loader.AttachClsact, forwardFast) }
 
-func tryRows(t *testing.T, kind loader.AttachKind) {
+// The same where every packet takes the host's stack.
+func TestGateRFCKernel(t *testing.T) { tryRows(t, loader.AttachAuto, forwardKernel) }
+
+func tryRows(t *testing.T, kind loader.AttachKind, forwarding string) {
 	awaitUptime(t)
-	shared := (&gate{gateway: &gateway{t: t, kind: kind}}).fresh(gateBoth)
+	shared := (&gate{gateway: &gateway{t: t, kind: kind, forwarding: forwarding}}).fresh(gateBoth)
 	for _, row := range rfcRows() {
 		t.Run(row.id, func(t *testing.T) {
 			t.Parallel()
 			if row.own {
-				row.try(&gate{gateway: &gateway{t: t, kind: kind}})
+				row.try(&gate{gateway: &gateway{t: t, kind: kind, forwarding: forwarding}})
 				return
 			}
 			row.try(shared.with(t))
 		})
 	}
+	// After all rows, which have run by then: they shall have gone the way that was asked for.
+	t.Cleanup(func() {
+		shared.forwards()
+		if fast := shared.counts()["eth3 in"].fast; (fast > 0) != shared.fastly() {
+			t.Errorf("%d packets of the rows took the fast path", fast)
+		}
+	})
 }
 
 // The table in bpf/README.md has exactly the requirements that are tried, or names

@@ -16,7 +16,8 @@ import (
 // gateWait bounds waits for what another host does at once; machines may be slow.
 const gateWait = 30 * time.Second
 
-// gate is a gateway that translates, with two hosts inside and two outside.
+// gate is a gateway that translates, with two hosts inside and two outside, or one
+// and the same.
 type gate struct {
 	*gateway
 	in, out [2]*lab.Host
@@ -67,7 +68,7 @@ func newGate(t *testing.T, config string, opts ...lab.Option) *gate {
 }
 
 // fresh is newGate for a row that needs networks of its own, with programs attached
-// the same way.
+// and packets forwarded the same way.
 func (g *gate) fresh(config string, opts ...lab.Option) *gate {
 	g.t.Helper()
 	n := g.freshLab(opts...)
@@ -79,7 +80,7 @@ func (g *gate) fresh(config string, opts ...lab.Option) *gate {
 func (g *gate) freshLab(opts ...lab.Option) *gate {
 	g.t.Helper()
 	n := newGateLab(g.t, opts...)
-	n.kind = g.kind
+	n.kind, n.forwarding = g.kind, g.forwarding
 	return n
 }
 
@@ -90,8 +91,8 @@ func newGateLab(t *testing.T, opts ...lab.Option) *gate {
 		gateway:  newGateway(t, append([]lab.Option{lab.Servers(2), lab.Outside(2)}, opts...)...),
 		stations: &[3]atomic.Int32{}, texts: &atomic.Int32{},
 	}
-	g.in = [2]*lab.Host{g.Servers[0], g.Servers[1]}
-	g.out = [2]*lab.Host{g.Outside[0], g.Outside[1]}
+	g.in = [2]*lab.Host{g.Servers[0], g.Servers[len(g.Servers)-1]}
+	g.out = [2]*lab.Host{g.Outside[0], g.Outside[len(g.Outside)-1]}
 	g.stations[atInside].Store(20)
 	g.stations[atOpen].Store(gateOpen)
 	g.stations[atOutside].Store(20)

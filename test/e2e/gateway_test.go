@@ -59,6 +59,8 @@ type gateway struct {
 	t     *testing.T
 	bpffs string
 	kind  loader.AttachKind // "" is what the kernel has
+	// forwarding is put in front of every configuration; "" leaves it out.
+	forwarding string
 }
 
 func newGateway(t *testing.T, opts ...lab.Option) *gateway {
@@ -139,6 +141,9 @@ mirrors:
 // apply puts a config in force.
 func (g *gateway) apply(config string) {
 	g.t.Helper()
+	if g.forwarding != "" {
+		config = "forwarding: " + g.forwarding + "\n" + config
+	}
 	if r := g.tapgateIn(config, "apply", "-f", "-"); r.code != 0 {
 		g.t.Fatalf("tapgate apply: %s", r)
 	}

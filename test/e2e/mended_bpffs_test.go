@@ -95,8 +95,8 @@ func TestMendedSweepOfTheDead(t *testing.T) {
 	dirOf := func(s *space) string {
 		return filepath.Join(g.bpffs, "tapgate", strconv.FormatUint(inodeOf(t, "/run/netns/"+s.name), 10))
 	}
-	dead, bare, nameless := newSpace(t, true), newSpace(t, true), newSpace(t, true)
-	for _, s := range []*space{dead, bare, nameless} {
+	dead, bare, nameless, reborn := newSpace(t, true), newSpace(t, true), newSpace(t, true), newSpace(t, true)
+	for _, s := range []*space{dead, bare, nameless, reborn} {
 		if r := g.tapgateAt(s.name, attachSpace...); r.code != 0 {
 			t.Fatal(r)
 		}
@@ -122,6 +122,12 @@ func TestMendedSweepOfTheDead(t *testing.T) {
 	}
 	nameless.remove(t)
 	dead.remove(t)
+	// Somebody else has the number of the last by now.
+	other := newSpace(t, false)
+	if err := os.Rename(dirOf(reborn), dirOf(other)); err != nil {
+		t.Fatal(err)
+	}
+	reborn.remove(t)
 	there := func(dir string) bool { _, err := os.Stat(dir); return err == nil }
 	if !there(deadDir) || !there(bareDir) || !there(namelessDir) {
 		t.Fatal("states are missing before the sweep")
@@ -134,6 +140,9 @@ func TestMendedSweepOfTheDead(t *testing.T) {
 		detach()
 		if there(deadDir) {
 			return "the state of a namespace that is gone is still there"
+		}
+		if there(dirOf(other)) {
+			return "the state of a namespace whose number another one has is still there"
 		}
 		return ""
 	})

@@ -27,8 +27,9 @@ func (g *gate) follow() {
 	var log bytes.Buffer
 	opt := loader.Options{Netns: g.Gateway.Name, BPFFS: g.bpffs, LockTimeout: gateWait}
 	go func() {
-		done <- loader.Follow(ctx, opt, slog.New(slog.NewTextHandler(&lockedWriter{&mu, &log}, nil)), func() error {
-			return errors.New("nothing has to be applied again")
+		done <- loader.Follow(ctx, opt, loader.Follower{
+			Log:     slog.New(slog.NewTextHandler(&lockedWriter{&mu, &log}, nil)),
+			Reapply: func() error { return errors.New("nothing has to be applied again") },
 		})
 	}()
 	g.t.Cleanup(func() {

@@ -212,7 +212,13 @@ func TestStressCutOver(t *testing.T) {
 	k.goOn("with the kernel's rules")
 
 	for round := range uint16(2) {
-		g.apply(cutOver)
+		if r := g.tapgateIn(cutOver, "apply", "-f", "-"); r.code != 2 {
+			t.Fatalf("apply beside the kernel's rules, without being asked to take over: %s", r)
+		}
+		r := g.tapgateIn(cutOver, "apply", "-f", "-", "--cut-over")
+		if r.code != 0 || !strings.Contains(r.stderr, "nft delete rule inet recipe post handle ") {
+			t.Fatalf("apply --cut-over: %s", r)
+		}
 		k.goOn("both")
 		inHost(t, g.Gateway, "nft", "delete", "table", "inet", "recipe")
 		k.goOn("with tapgate")

@@ -9,13 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 
 	"tapgate/loader"
-	"tapgate/test/gateclock"
 )
 
 // member is where a member of a struct stands.
@@ -165,21 +163,6 @@ func (t *flowTable) size() string {
 		t.account.number("forwarded"), t.account.number("bindings"))
 }
 
-// halvesBeside counts the halves of flows that are not of that inside host.
-func (t *flowTable) halvesBeside(host netip.Addr) (n int) {
-	a := host.As16()
-	for _, half := range t.sessions {
-		inside := half.key
-		if half.number("half") == halfOutside {
-			inside = half.bytes("other")
-		}
-		if !bytes.Equal(inside[:16], a[:]) {
-			n++
-		}
-	}
-	return n
-}
-
 const (
 	halfInside = iota
 	halfOutside
@@ -189,7 +172,7 @@ const (
 // one outside endpoint for two inside ones, counts that are not what is there.
 func (t *flowTable) problems() (all []string) {
 	complain := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	bound, remotes := map[string]uint64{}, map[string]uint64{}
+	bound, firsts, remotes := map[string]uint64{}, map[string]uint64{}, map[string]uint64{}
 	hostFlows, hostFresh := map[[16]byte]uint64{}, map[[16]byte]uint64{}
 	var flows, fresh, forwarded uint64
 	for key, half := range t.sessions {
@@ -218,10 +201,14 @@ func (t *flowTable) problems() (all []string) {
 				hostFresh[inside]++
 			}
 		}
-		if half.number("bound") != 0 {
-			k := half.key
-			bound[string(k[16:32])+string(k[34:37])]++
-			remotes[string(k[16:32])+string(k[:16])+string(k[34:37])]++
+		if k, how := half.key, half.number("bound"); how != boundNot {
+			outside, remote := string(k[16:32])+string(k[34:37]), string(k[:16])
+			bound[outside]++
+			if how == boundFirst {
+				firsts[outside+remote]++
+			} else {
+				remotes[outside[:16]+remote+outside[16:]]++
+			}
 		}
 	}
 	owners := map[string]string{}
@@ -245,6 +232,15 @@ func (t *flowTable) problems() (all []string) {
 			complain("%s counts %d flows, and there are %d", bindingText(b.key), b.number("sessions"), n)
 		}
 		delete(bound, key[:19])
+		// The remote in the binding itself, of as many flows.
+		first := key[:19] + string(b.bytes("remote"))
+		if n := firsts[first]; b.number("remotes") != n {
+			complain("%s counts %d flows with its first remote, and there are %d", bindingText(b.key), b.number("remotes"), n)
+		}
+		delete(firsts, first)
+	}
+	for key, n := range firsts {
+		complain("%d flows with the remote % x, which does not stand in the binding %s", n, key[19:], bindingText([]byte(key[:19]+"\x01")))
 	}
 	for key, n := range bound {
 		complain("%d flows use %s, which nobody has claimed", n, bindingText([]byte(key+"\x01")))
@@ -285,6 +281,12 @@ func (t *flowTable) problems() (all []string) {
 
 const originForward = 2 // TG_ORIGIN_FORWARD
 
+// Where a flow's remote is permitted: enum tg_bound.
+const (
+	boundNot = iota
+	boundFirst
+)
+
 // consistent fails unless the table, at rest, contradicts itself nowhere.
 func (g *gate) consistent() *flowTable {
 	g.t.Helper()
@@ -293,38 +295,6 @@ func (g *gate) consistent() *flowTable {
 		g.t.Errorf("%d contradictions in the table (%s):\n%s", len(p), t.size(), strings.Join(p[:min(len(p), 12)], "\n"))
 	}
 	return t
-}
-
-// timers is how many enum tg_timer has.
-const timers = 9
-
-// timersOver has all timers run out at once: those of what is there, and of what
-// comes, until the next apply.
-func (g *gate) timersOver() {
-	g.t.Helper()
-	g.clock(func(c *gateclock.Clock) error {
-		for timer := range timers {
-			if err := c.SetTimer(timer, time.Millisecond); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// empty fails unless the table, whose timers are over, becomes empty: no half, no
-// binding, no remote stays, no queue has lost one, and every count is zero.
-func (g *gate) empty() {
-	g.t.Helper()
-	g.timersOver()
-	eventually(g.t, func() string {
-		g.opened(func(gw *loader.Gateway) error { return gw.Sweep() })
-		t := g.readTable()
-		if len(t.sessions)+len(t.bindings)+len(t.remotes) > 0 {
-			return "the timers are over, and there are " + t.size()
-		}
-		return strings.Join(t.problems(), "\n")
-	})
 }
 
 // drops are the reasons for which packets were dropped so far, by interface.

@@ -41,7 +41,7 @@ var timed = []struct {
 	times       []string
 	addrs       int
 }{
-	{"tg_sessions", "tg_session", []string{"created", "last", "reset", "since"}, 32},
+	{"tg_sessions", "tg_session", []string{"created", "last", "reset", "since", "looked", "stacked"}, 32},
 	{"tg_bindings", "tg_binding", []string{"since"}, 16},
 }
 
@@ -145,17 +145,46 @@ const longest = 10 * time.Minute
 
 // Await returns when the machine has been up for long enough for Pass: a machine
 // that was made for the tests may just have booted. Call it before there are flows.
-func Await() error {
+func Await() error { return await(longest) }
+
+func await(d time.Duration) error {
 	for {
 		var up unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
 			return err
 		}
-		if time.Duration(up.Nano()) >= longest {
+		if time.Duration(up.Nano()) >= d {
 			return nil
 		}
 		time.Sleep(time.Second)
 	}
+}
+
+// lookedAgain is longer than any flow stands in its queue before it is looked at again.
+const lookedAgain = 70 * time.Second
+
+// Due has so much time go by that all flows are due in their queues, and what has
+// ended may leave them: again and again, what is older than the machine's boot then
+// being from the moment of it. It waits for a machine that has just booted.
+func (c *Clock) Due() error {
+	if err := await(lookedAgain); err != nil {
+		return err
+	}
+	for _, t := range c.tables {
+		err := t.change(nil, func(value []byte) error {
+			for _, at := range t.times {
+				field := value[at : at+8]
+				if was := binary.NativeEndian.Uint64(field); was != 0 {
+					binary.NativeEndian.PutUint64(field, max(was, uint64(lookedAgain)+1)-uint64(lookedAgain))
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("have all be due: %w", err)
+		}
+	}
+	return nil
 }
 
 // Pass has d go by for the flows and bindings of these hosts, or of all if none
@@ -171,6 +200,23 @@ func (c *Clock) Pass(d time.Duration, hosts ...netip.Addr) error {
 }
 
 func (t *table) pass(d uint64, hosts []netip.Addr) error {
+	return t.change(hosts, func(value []byte) error {
+		for _, at := range t.times {
+			field := value[at : at+8]
+			was := binary.NativeEndian.Uint64(field)
+			if was != 0 && was <= d {
+				return fmt.Errorf("the machine has not been up for so long at %v", time.Duration(was))
+			}
+			if was != 0 {
+				binary.NativeEndian.PutUint64(field, was-d)
+			}
+		}
+		return nil
+	})
+}
+
+// change changes the values of these hosts' elements, or of all.
+func (t *table) change(hosts []netip.Addr, f func(value []byte) error) error {
 	var keys [][]byte
 	var key, value []byte
 	it := t.m.Iterate()
@@ -192,15 +238,8 @@ func (t *table) pass(d uint64, hosts []netip.Addr) error {
 		if err != nil {
 			return err
 		}
-		for _, at := range t.times {
-			field := value[at : at+8]
-			was := binary.NativeEndian.Uint64(field)
-			if was != 0 && was <= d {
-				return fmt.Errorf("the machine has not been up for so long at %v", time.Duration(was))
-			}
-			if was != 0 {
-				binary.NativeEndian.PutUint64(field, was-d)
-			}
+		if err := f(value); err != nil {
+			return err
 		}
 		if err := t.m.Update(key, value, ebpf.UpdateExist|ebpf.UpdateLock); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
