@@ -140,6 +140,7 @@ func TestCutOver(t *testing.T) {
 			if c.rulesFirst {
 				b.nft(away)
 			}
+			b.opt.CutOver = true // the host's rule is still there
 			res := b.apply(cfg)
 			t.Log(res.Changes, res.Warnings)
 			if !c.rulesFirst {
