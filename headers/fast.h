@@ -31,6 +31,8 @@ struct tg_fast_head {
 	__be16 dport;
 };
 
+#define TG_PADDED 64 /* the longest frame that is padded */
+
 #define TG_FAST_HEAD (sizeof(struct tg_fast_head) - 2)
 
 /* Boot time, as of the last tick of the kernel's clock: reading a clock costs as much
@@ -143,8 +145,11 @@ static __always_inline __u32 tg_fast_look(struct __sk_buff *skb, struct tg_gate 
 	g->tuple.pad[2] = 0;
 	if (skb->gso_size)
 		return 1;
-	/* A frame that ends before its packet is the stack's to drop. */
-	return len + ETH_HLEN <= skb->len ? len : 0;
+	/* A frame that ends before its packet is the stack's to drop, and one with more behind
+	 * it than a short frame's padding the stack's to cut. */
+	if (len + ETH_HLEN > skb->len || (len + ETH_HLEN < skb->len && skb->len > TG_PADDED))
+		return 0;
+	return len;
 }
 
 /* Writes an IPv4 frame's start in one go. h->other turned round is what it becomes.

@@ -179,7 +179,7 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 	if (out && !out->fresh && out->life == TG_LIFE_LIVE) { /* its answer has said so */
 		out->looked = g->now;
 		tg_stand_in_settled(&g->turn);
-		return TG_TURN_ROOM;
+		return TG_TURN_LOOKED;
 	}
 	out = tg_pair(g, &in);
 	if (!out)

@@ -121,7 +121,8 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	struct bpf_fib_lookup fib = {};
 	const struct tg_member *to;
 	__u64 stamp, copied;
-	__u8 zone, tos;
+	__be32 first; /* of the IP header: version, class or TOS, flow label */
+	__u8 zone;
 
 	if (!g || (!tg_had_way(g, h, set) && !tg_may_have_way(g, h, set)))
 		return 0;
@@ -129,8 +130,12 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	if (what & TG_FAST_INSIDE && !tg_source_ok(skb))
 		return 0;
 	/* Where the stack asks its routes: before source NAT, after destination NAT. */
-	if (g->family == 4 && !bpf_skb_load_bytes(skb, ETH_HLEN + 1, &tos, 1))
-		fib.tos = tos;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &first, sizeof(first)))
+		return 0;
+	if (g->family == 4)
+		fib.tos = bpf_ntohl(first) >> 16;
+	else
+		fib.flowinfo = first & bpf_htonl(0x0fffffff);
 	fib.l4_protocol = g->tuple.proto;
 	fib.sport = g->tuple.sport;
 	fib.dport = h->other.sport;

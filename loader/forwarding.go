@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -199,11 +200,18 @@ func missingInKernel(err error) bool {
 }
 
 // The settings of connection tracking: with windows that it has not seen move it
-// would take the next packet of a fast flow for invalid.
+// would take the next packet of a fast flow for invalid. And data whose
+// acknowledgement it has not seen would end a quiet connection after 5 minutes.
 const (
 	sysctlLiberal    = "net/netfilter/nf_conntrack_tcp_be_liberal"
-	sysctlInvalidRST = "net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"
+	sysctlInvalidRST = "net/netfilter/nf_conntrack_tcp_ignore_invalid_rst" // 6.1
+	sysctlUnacked    = "net/netfilter/nf_conntrack_tcp_timeout_unacknowledged"
+	sysctlRetrans    = "net/netfilter/nf_conntrack_tcp_timeout_max_retrans"
 )
+
+// trackedTimeout is what RFC 5382 REQ-5 asks for, in seconds: connections that were
+// fast may be quiet for so long.
+const trackedTimeout = "7440"
 
 // trackingSysctls are those that the fast path needs, or why it cannot have them.
 // Where nothing is tracked it needs none.
@@ -224,11 +232,26 @@ func trackingSysctls(keep bool, j *journal) (list []sysctl, why string, err erro
 		}
 	}
 	list = append(list, liberal)
-	rst := sysctl{Key: sysctlInvalidRST, Value: "1"} // 6.1
-	if now, err := rst.read(); !keep && err == nil && (now == rst.Value || rst.writable() == nil) {
-		list = append(list, rst)
+	if keep {
+		return list, "", nil
+	}
+	for _, s := range []sysctl{
+		{Key: sysctlInvalidRST, Value: "1"}, {Key: sysctlUnacked, Value: trackedTimeout}, {Key: sysctlRetrans, Value: trackedTimeout},
+	} {
+		now, err := s.read()
+		if err != nil || atLeast(now, s.Value) && now != s.Value || now != s.Value && s.writable() != nil {
+			continue
+		}
+		list = append(list, s)
 	}
 	return list, "", nil
+}
+
+// atLeast compares settings that are numbers.
+func atLeast(now, wanted string) bool {
+	a, errA := strconv.ParseUint(now, 10, 64)
+	b, errB := strconv.ParseUint(wanted, 10, 64)
+	return errA == nil && errB == nil && a >= b
 }
 
 // readWith is what a setting is, or will be when we have put it back for sysctls to
@@ -256,12 +279,14 @@ func (s sysctl) writable() error {
 }
 
 // ofTracking says whether a setting is for the fast path's sake.
-func (s sysctl) ofTracking() bool { return s.Key == sysctlLiberal || s.Key == sysctlInvalidRST }
+func (s sysctl) ofTracking() bool {
+	return slices.Contains([]string{sysctlLiberal, sysctlInvalidRST, sysctlUnacked, sysctlRetrans}, s.Key)
+}
 
 // need says what a setting is for.
 func (s sysctl) need() string {
 	if s.ofTracking() {
-		return "the fast path needs " + s.Value + ", or connection tracking takes its flows for invalid"
+		return "the fast path needs " + s.Value + ", or connection tracking takes its flows for invalid or forgets them"
 	}
 	return "the gateway needs " + s.Value + " to forward"
 }

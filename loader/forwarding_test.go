@@ -251,6 +251,10 @@ func TestForwardingSysctls(t *testing.T) {
 		names, want = append(names, sysctlInvalidRST), "11"
 	}
 	before := strings.Repeat("0", len(names))
+	for _, name := range []string{sysctlUnacked, sysctlRetrans} {
+		b.setSysctl(name, "300")
+		names, before, want = append(names, name), before+"300", want+"7440"
+	}
 	is := func(when, want string) {
 		t.Helper()
 		if got := b.sysctls(names...); got != want {
