@@ -228,10 +228,11 @@ struct tg_session {
 	__u64 last; /* boot time, ns, of this half's last packet that keeps the flow alive */
 	__u64 packets;
 	__u64 bytes;
-	__u64 copied;		 /* packets that a mirror of the inside interface took */
-	__u64 stacked;		 /* boot time, ns, of the last packet that took the stack */
+	__u64 copied;  /* packets that a mirror of the inside interface took */
+	__u64 stacked; /* boot time, ns, when a packet last took the stack because one was due */
 	__u64 way[TG_WAY_WORDS]; /* of the fast path: see fast.h */
 	__u32 ifindex; /* where the last packet came in that the stack let through; 0: none yet */
+	__u32 out;     /* where it left then */
 	__u32 whole;   /* length from the network header on that the stack let through */
 	__u8 hint;     /* 1: look at the anchor's life before using this half */
 	__u8 half;     /* enum tg_half */
@@ -248,6 +249,7 @@ struct tg_session {
 	__u32 rule; /* number of the policy, forward or masquerade rule + 1, 0 for none */
 	__u32 life; /* anchor: enum tg_life */
 	struct bpf_spin_lock lock;
+	__u32 pad2;
 	__u64 created; /* boot time, ns */
 	__u64 reset;   /* TCP: boot time, ns, of the last RST */
 	__u64 since;   /* anchor: boot time, ns, of the last change of life */
@@ -305,7 +307,7 @@ struct tg_host {
 	__u32 fresh;   /* of these: never answered */
 	__u64 refused; /* new flows beyond the limit */
 	struct bpf_spin_lock lock;
-	__u32 pad;
+	__u32 dead; /* 1: about to leave the map */
 };
 
 /* The whole table's account. */

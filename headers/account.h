@@ -171,7 +171,7 @@ static __always_inline int tg_take_host_place(struct tg_host *h, const struct tg
 	int ok;
 
 	bpf_spin_lock(&h->lock);
-	ok = h->flows < set->max_per_host && h->fresh < set->max_fresh_host;
+	ok = !h->dead && h->flows < set->max_per_host && h->fresh < set->max_fresh_host;
 	if (ok) {
 		h->flows++;
 		h->fresh++;
@@ -194,6 +194,8 @@ static __always_inline void tg_leave_host(const struct tg_host_key *key, int fre
 	if (whole && h->flows)
 		h->flows--;
 	empty = !h->flows;
+	if (empty)
+		h->dead = 1;
 	bpf_spin_unlock(&h->lock);
 	if (empty)
 		bpf_map_delete_elem(&tg_hosts, key);

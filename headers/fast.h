@@ -145,6 +145,8 @@ static __always_inline __u32 tg_fast_look(struct __sk_buff *skb, struct tg_gate 
 	g->tuple.pad[2] = 0;
 	if (skb->gso_size)
 		return 1;
+	if (len + ETH_HLEN < g->l4 + 8)
+		return 0;
 	/* A frame that ends before its packet is the stack's to drop, and one with more behind
 	 * it than a short frame's padding the stack's to cut. */
 	if (len + ETH_HLEN > skb->len || (len + ETH_HLEN < skb->len && skb->len > TG_PADDED))
@@ -208,6 +210,21 @@ static __always_inline void tg_put_mac(__u8 *to, __u64 mac)
 	w[2] = mac >> 32;
 }
 
+/* What the stack makes of the TOS when it forwards: TC_PRIO_* by its throughput and delay
+ * bits (RFC 1349). */
+static __always_inline __u32 tg_priority_of(__u8 tos)
+{
+	switch (tos >> 3 & 3) {
+	case 1:
+		return 2; /* bulk */
+	case 2:
+		return 6; /* interactive */
+	case 3:
+		return 4; /* interactive bulk */
+	}
+	return 0;
+}
+
 /* Takes a packet past the stack. Returns TG_PASS_FAST, TG_DROP_ERROR, or 0 if it is
  * the stack's. what: TG_FAST_*. */
 __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
@@ -255,6 +272,8 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	__sync_fetch_and_add(&h->bytes, s->wire.count.bytes);
 	if (way.word[TG_WAY_UNTIL] >> 47 & 1)
 		__sync_fetch_and_add(&h->copied, s->wire.count.packets);
+	if (g->family == 4)
+		skb->priority = tg_priority_of(head.ip.tos);
 	skb->cb[TG_CB_TASK] = TG_FAST_MAGIC;
 	skb->cb[TG_CB_MACS] = tg_secret;
 	return bpf_redirect((__u32)way.word[TG_WAY_OUT], 0) == TC_ACT_REDIRECT ? TG_PASS_FAST

@@ -93,21 +93,22 @@ static __always_inline int tg_revive(struct tg_session *h)
 		anchor = bpf_map_lookup_elem(&tg_sessions, &h->other);
 	if (!anchor)
 		return 0;
+	in = bpf_map_lookup_elem(&tg_sessions, &anchor->other);
+	/* Hints change with the life, or one that is flushed meanwhile would be lost. */
 	bpf_spin_lock(&anchor->lock);
 	life = anchor->life;
 	if (life == TG_LIFE_DYING) {
 		anchor->life = TG_LIFE_LIVE;
-		anchor->hint = 0;
 		life = TG_LIFE_LIVE;
 	}
+	if (life == TG_LIFE_LIVE) {
+		anchor->hint = 0;
+		h->hint = 0;
+		if (in)
+			in->hint = 0;
+	}
 	bpf_spin_unlock(&anchor->lock);
-	if (life != TG_LIFE_LIVE)
-		return life == TG_LIFE_NEW;
-	h->hint = 0;
-	in = bpf_map_lookup_elem(&tg_sessions, &anchor->other);
-	if (in)
-		in->hint = 0;
-	return 1;
+	return life == TG_LIFE_LIVE || life == TG_LIFE_NEW;
 }
 
 enum tg_found {
@@ -227,6 +228,8 @@ static __always_inline void tg_let_through(struct tg_session *h, const struct tg
 
 	if (h->ifindex != g->ifindex_in)
 		h->ifindex = g->ifindex_in;
+	if (h->out != g->ifindex_out)
+		h->out = g->ifindex_out;
 	if (!(h->flags & TG_FLOW_LEFT))
 		h->flags |= TG_FLOW_LEFT;
 	if (s && h->whole < s->wire.l3_len)
@@ -236,9 +239,11 @@ static __always_inline void tg_let_through(struct tg_session *h, const struct tg
 /* The packet is not on the fast path. */
 static __always_inline void tg_took_stack(struct tg_session *h, const struct tg_gate *g)
 {
-	if (g->now >= h->stacked + TG_STACK_EVERY)
+	/* Not by each: the stack may drop some of them while others are fast. */
+	if (g->now >= h->stacked + TG_STACK_EVERY) {
 		h->whole = 0; /* as the route is now */
-	h->stacked = g->now;
+		h->stacked = g->now;
+	}
 	if (h->fast)
 		h->fast = 0;
 	if (g->ifindex_out && g->ifindex_in)

@@ -81,6 +81,8 @@ static __always_inline int tg_take_places(__u32 whose, struct tg_gate *g,
 		if (!host)
 			return TG_DROP_TABLE_FULL;
 		if (!tg_get_host_place(whose, host, set)) {
+			if (*(volatile __u32 *)&host->dead)
+				return TG_DROP_BUSY;
 			__sync_fetch_and_add(&host->refused, 1);
 			tg_refuse(TG_REFUSED_HOST);
 			return TG_DROP_TABLE_FULL;
@@ -114,6 +116,7 @@ static __always_inline struct tg_session *tg_new_half(struct tg_gate *g)
 	h->hint = 1;
 	h->bound = TG_BOUND_NOT;
 	h->ifindex = 0;
+	h->out = 0;
 	h->whole = 0;
 	h->fast = 0;
 	h->stacked = 0;
@@ -238,13 +241,13 @@ __noinline int tg_open(__u32 whose)
 	if (bpf_map_push_elem(&tg_fresh, &g->key2, 0))
 		tg_stand_in_settled(&g->key2);
 	in = bpf_map_lookup_elem(&tg_sessions, &g->key);
-	if (in)
-		in->hint = 0;
 	if (out) {
 		bpf_spin_lock(&out->lock);
 		if (out->life == TG_LIFE_NEW) { /* and not flushed by now */
 			out->life = TG_LIFE_LIVE;
 			out->hint = 0;
+			if (in)
+				in->hint = 0;
 		}
 		bpf_spin_unlock(&out->lock);
 	}

@@ -63,10 +63,10 @@ static __always_inline int tg_end(struct tg_session *out, struct tg_session *in,
 		out->life = life;
 		out->since = now;
 		out->hint = 1;
+		if (in)
+			in->hint = 1;
 	}
 	bpf_spin_unlock(&out->lock);
-	if (was && in)
-		in->hint = 1;
 	return was;
 }
 
@@ -252,14 +252,13 @@ __noinline int tg_turn_dying(__u32 whose)
 		/* A program that had found it before it began to die. */
 		out->life = TG_LIFE_LIVE;
 		out->hint = 0;
+		in->hint = 0;
 	} else if (out->life != TG_LIFE_LIVE && g->now >= out->since + TG_GRACE) {
 		out->life = TG_LIFE_DELETED;
 	}
 	life = out->life;
 	bpf_spin_unlock(&out->lock);
 	if (life == TG_LIFE_LIVE) {
-		if (in)
-			in->hint = 0;
 		tg_stand_in_settled(&g->turn);
 		return TG_TURN_LOOKED;
 	}

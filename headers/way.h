@@ -127,6 +127,9 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	if (!g || (!tg_had_way(g, h, set) && !tg_may_have_way(g, h, set)))
 		return 0;
 	g->from_zone = what & TG_FAST_ZONE;
+	zone = h->half == TG_HALF_INSIDE ? h->inside_zone : h->outside_zone;
+	if (zone && zone != g->from_zone)
+		return 0; /* the interface is another zone's by now */
 	if (what & TG_FAST_INSIDE && !tg_source_ok(skb))
 		return 0;
 	/* Where the stack asks its routes: before source NAT, after destination NAT. */
@@ -139,8 +142,11 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	fib.l4_protocol = g->tuple.proto;
 	fib.sport = g->tuple.sport;
 	fib.dport = h->other.sport;
-	fib.tot_len = len;
+	fib.tot_len = len > h->whole ? len : h->whole;
 	if (tg_route(skb, g, g->tuple.src, h->other.src, &fib))
+		return 0;
+	/* The stack may choose another one of several routes. */
+	if (fib.ifindex != h->out)
 		return 0;
 	zone = h->half == TG_HALF_INSIDE ? h->outside_zone : h->inside_zone;
 	to = tg_member(g->generation, fib.ifindex);

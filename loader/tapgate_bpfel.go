@@ -103,7 +103,7 @@ type tapgateTgHost struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad uint32
+	Dead uint32
 }
 
 type tapgateTgHostKey struct {
@@ -397,6 +397,7 @@ type tapgateTgSession struct {
 	Stacked     uint64
 	Way         [4]uint64
 	Ifindex     uint32
+	Out         uint32
 	Whole       uint32
 	Hint        uint8
 	Half        uint8
@@ -416,6 +417,7 @@ type tapgateTgSession struct {
 		_   structs.HostLayout
 		Val uint32
 	}
+	Pad2    uint32
 	Created uint64
 	Reset   uint64
 	Since   uint64

@@ -8,13 +8,13 @@ import "time"
 // stackEvery is how often a packet of each half must take the stack.
 const stackEvery = 10 * time.Second
 
-// stack notes that the packet is on its way through the stack: that it came in, and, at
-// an egress hook, that it was let through.
+// stack notes that the packet is on its way through the stack: that one came in that
+// was due, and, at an egress hook, that it was let through.
 func (s *step) stack(h *half, p *datagram) {
 	if s.now >= h.stacked+int64(stackEvery) {
 		h.whole = 0
+		h.stacked = s.now
 	}
-	h.stacked = s.now
 	if s.out != 0 && s.in != 0 {
 		s.through(h, p)
 	}
@@ -36,6 +36,10 @@ func (p *datagram) usual() bool {
 		return false
 	}
 	if p.family == 4 && (p.u16(p.l3+6)&0x3fff != 0 || sum(p.frame[p.l3:p.l4], 0) != 0xffff) {
+		return false
+	}
+	// The padding of a short frame, and no more behind the packet.
+	if p.end < p.l4+8 || p.end < len(p.frame) && len(p.frame) > 64 {
 		return false
 	}
 	switch p.tuple.Proto {

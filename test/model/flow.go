@@ -48,7 +48,7 @@ type half struct {
 	bytes   uint64
 	saw     uint8
 	// for the fast path
-	stacked int64 // when a packet last took the stack
+	stacked int64 // when a packet last took the stack that was due to
 	from    int   // the interface by which the stack let packets through; 0: none yet
 	whole   int   // how long these were at most, from the IP header on
 }
