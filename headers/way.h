@@ -122,6 +122,7 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	const struct tg_member *to;
 	__u64 stamp, copied;
 	__be32 first; /* of the IP header: version, class or TOS, flow label */
+	long found;
 	__u8 zone;
 
 	if (!g || (!tg_had_way(g, h, set) && !tg_may_have_way(g, h, set)))
@@ -143,7 +144,14 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	fib.sport = g->tuple.sport;
 	fib.dport = h->other.sport;
 	fib.tot_len = len > h->whole ? len : h->whole;
-	if (tg_route(skb, g, g->tuple.src, h->other.src, &fib))
+	found = tg_route(skb, g, g->tuple.src, h->other.src, &fib);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && len < h->whole) {
+		/* It has become narrower, and the flow has learned it. */
+		h->whole = len;
+		fib.tot_len = len;
+		found = tg_route(skb, g, g->tuple.src, h->other.src, &fib);
+	}
+	if (found)
 		return 0;
 	/* The stack may choose another one of several routes. */
 	if (fib.ifindex != h->out)

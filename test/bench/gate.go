@@ -111,19 +111,7 @@ func runGate(ctx context.Context, set *settings) error {
 			}
 		}
 	}
-	rep.finish()
-	fmt.Print(rep.table(set.markdown))
-	if set.json != "" {
-		if err := writeJSON(set.json, rep); err != nil {
-			return err
-		}
-	}
-	if set.profile {
-		if err := gateProfile(ctx, set); err != nil {
-			return err
-		}
-	}
-	return rep.failed()
+	return conclude(ctx, set, rep, gateProfile)
 }
 
 // spare is the memory that a run must leave: what a flow takes, twice over.

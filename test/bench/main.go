@@ -64,6 +64,18 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	return conclude(ctx, set, rep, profile)
+}
+
+// results is what a benchmark has measured.
+type results interface {
+	finish()
+	table(markdown bool) string
+	failed() error
+}
+
+// conclude shows the results, writes them down and runs the profile, as was asked for.
+func conclude(ctx context.Context, set *settings, rep results, profile func(context.Context, *settings) error) error {
 	rep.finish()
 	fmt.Print(rep.table(set.markdown))
 	if set.json != "" {

@@ -41,6 +41,20 @@ func noise(n int) []byte {
 	return b
 }
 
+// echoConnections sends back what connections bring, until the listener is closed.
+func echoConnections(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c) // the other side finds what is missing
+		}()
+	}
+}
+
 // echoTCP serves connections on addr of the host until the test ends.
 func echoTCP(t *testing.T, h *lab.Host, addr string) string {
 	t.Helper()
@@ -53,18 +67,7 @@ func echoTCP(t *testing.T, h *lab.Host, addr string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c) // the other side finds what is missing
-			}()
-		}
-	}()
+	go echoConnections(l)
 	return l.Addr().String()
 }
 

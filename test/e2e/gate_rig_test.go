@@ -27,18 +27,7 @@ type gate struct {
 }
 
 // gateZones are the networks of the lab and a mirror of the internal one.
-const gateZones = `
-zones:
-  external: {interfaces: [eth0]}
-  internal: {interfaces: [eth3]}
-  dmz:      {interfaces: [eth2]}
-  mgmt:     {interfaces: [eth4]}
-mirrors:
-  - name: ids
-    zones: [internal]
-    targets:
-      - {via: 192.168.4.2}
-`
+const gateZones = example
 
 // gateBoth translates IPv4 and IPv6. Inside hosts from .128 and ::80 on have
 // endpoint-independent filtering, those below address-dependent.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -238,18 +237,7 @@ func (g *gate) echo(h *lab.Host, port uint16) (l net.Listener) {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c) // the other side finds what is missing
-			}()
-		}
-	}()
+	go echoConnections(l)
 	return l
 }
 
