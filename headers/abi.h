@@ -13,7 +13,7 @@
 #include <linux/types.h>
 
 /* Version of everything that is pinned. A binary refuses state of another one. */
-#define TG_LAYOUT 3
+#define TG_LAYOUT 4
 
 #define TG_MAX_MIRRORS 64  /* one bit each in tg_member.mirrors */
 #define TG_MAX_TARGETS 256 /* over all mirrors */

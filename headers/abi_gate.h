@@ -220,20 +220,26 @@ enum tg_way {
 	TG_WAY_WORDS,
 };
 
-/* What each packet of a known flow reads or writes comes first: with a million flows
- * the cache lines count. */
+/* Times that need not be exact: boot time in units of 2^24 ns, 17 ms. It comes round after
+ * two years, so ages are compared signed. */
+#define TG_COARSE(ns) ((__u32)((ns) >> 24))
+#define TG_COARSE_AGE(now, then) ((__s32)(TG_COARSE(now) - (then)))
+
+/* What each packet of a known flow reads or writes comes first: with many flows the cache
+ * lines count. With its key and the kernel's 56 bytes an element has 256: one byte more, and it
+ * would take 512. */
 struct tg_session {
 	struct tg_tuple other; /* key of the other half; turned round it is what this half's
 				  packets become */
 	__u64 last; /* boot time, ns, of this half's last packet that keeps the flow alive */
 	__u64 packets;
 	__u64 bytes;
-	__u64 copied;  /* packets that a mirror of the inside interface took */
-	__u64 stacked; /* boot time, ns, when a packet last took the stack because one was due */
+	__u64 copied;		 /* packets that a mirror of the inside interface took */
 	__u64 way[TG_WAY_WORDS]; /* of the fast path: see fast.h */
+	__u32 stacked; /* TG_COARSE, when a packet last took the stack because one was due */
 	__u32 ifindex; /* where the last packet came in that the stack let through; 0: none yet */
 	__u32 out;     /* where it left then */
-	__u32 whole;   /* length from the network header on that the stack let through */
+	__u16 whole;   /* length from the network header on that the stack let through */
 	__u8 hint;     /* 1: look at the anchor's life before using this half */
 	__u8 half;     /* enum tg_half */
 	__u8 tcp;      /* TG_SAW_* */
@@ -245,15 +251,13 @@ struct tg_session {
 	__u8 fresh;   /* anchor: counted as never answered */
 	__u8 counted; /* anchor: enum tg_counted */
 	__u8 bound;   /* anchor: enum tg_bound */
-	__u8 pad;
-	__u32 rule; /* number of the policy, forward or masquerade rule + 1, 0 for none */
-	__u32 life; /* anchor: enum tg_life */
+	__u8 life;    /* anchor: enum tg_life */
+	__u16 rule;   /* number of the policy, forward or masquerade rule + 1, 0 for none */
 	struct bpf_spin_lock lock;
-	__u32 pad2;
-	__u64 created; /* boot time, ns */
 	__u64 reset;   /* TCP: boot time, ns, of the last RST */
 	__u64 since;   /* anchor: boot time, ns, of the last change of life */
-	__u64 looked;  /* anchor: boot time, ns, when a queue last gave it out and took it back */
+	__u32 created; /* TG_COARSE */
+	__u32 looked;  /* anchor: TG_COARSE, when a queue last gave it out and took it back */
 };
 
 /* A binding is two elements too: inside endpoint -> outside endpoint and back. */

@@ -250,7 +250,7 @@ __noinline int tg_fast(struct __sk_buff *skb, __u32 gen, __u32 what)
 	if (!h || h->hint || h->ifindex != skb->ifindex)
 		return 0;
 	now = tg_tick_now(s);
-	if (now >= h->stacked + TG_STACK_EVERY)
+	if (TG_COARSE_AGE(now, h->stacked) >= TG_STACK_EVERY)
 		return 0;
 	if (!tg_way_holds(h, set, now, &way)) {
 		g->now = now;

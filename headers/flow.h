@@ -46,7 +46,7 @@ tg_timer_of(const struct tg_session *in, const struct tg_session *out, __u8 prot
 
 	/* RFC 7857 4: where everybody may send in, only the inside keeps it. */
 	if (in->origin == TG_ORIGIN_EIF)
-		last = in->last ? in->last : in->created;
+		last = in->last;
 	*since = last;
 	if (!((in->flags | out->flags) & TG_FLOW_LEFT))
 		return TG_TIMER_PROVISIONAL;
@@ -176,11 +176,11 @@ static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
 		return;
 	h->tcp = 0;
 	h->reset = 0;
-	h->created = now;
+	h->created = TG_COARSE(now);
 	h->flags |= TG_FLOW_INITIATOR;
 	other->tcp = 0;
 	other->reset = 0;
-	other->created = now;
+	other->created = TG_COARSE(now);
 	other->flags &= ~TG_FLOW_INITIATOR;
 }
 
@@ -218,7 +218,7 @@ static __always_inline void tg_touch_tcp(struct tg_session *h, struct tg_gate *g
 
 /* One packet in so long takes the stack, in each direction: conntrack and neighbours
  * of the host forget what they do not see. */
-#define TG_STACK_EVERY 10000000000ULL
+#define TG_STACK_EVERY ((__s32)TG_COARSE(10000000000ULL))
 
 /* At egress: the stack has let the half's packet through, whole or cut to that length.
  * bpf_fib_lookup does not know the MTU of a route unless it is locked. */
@@ -233,16 +233,16 @@ static __always_inline void tg_let_through(struct tg_session *h, const struct tg
 	if (!(h->flags & TG_FLOW_LEFT))
 		h->flags |= TG_FLOW_LEFT;
 	if (s && h->whole < s->wire.l3_len)
-		h->whole = s->wire.l3_len;
+		h->whole = s->wire.l3_len < 0xffff ? s->wire.l3_len : 0xffff;
 }
 
 /* The packet is not on the fast path. */
 static __always_inline void tg_took_stack(struct tg_session *h, const struct tg_gate *g)
 {
 	/* Not by each: the stack may drop some of them while others are fast. */
-	if (g->now >= h->stacked + TG_STACK_EVERY) {
+	if (TG_COARSE_AGE(g->now, h->stacked) >= TG_STACK_EVERY) {
 		h->whole = 0; /* as the route is now */
-		h->stacked = g->now;
+		h->stacked = TG_COARSE(g->now);
 	}
 	if (h->fast)
 		h->fast = 0;

@@ -102,7 +102,7 @@ static __always_inline struct tg_session *tg_new_half(struct tg_gate *g)
 {
 	struct tg_session *h = (struct tg_session *)g->session;
 
-	h->created = g->now;
+	h->created = TG_COARSE(g->now);
 	h->last = 0;
 	h->reset = 0;
 	h->packets = 0;
@@ -119,8 +119,8 @@ static __always_inline struct tg_session *tg_new_half(struct tg_gate *g)
 	h->out = 0;
 	h->whole = 0;
 	h->fast = 0;
-	h->stacked = 0;
-	h->looked = g->now;
+	h->stacked = TG_COARSE(g->now) - TG_STACK_EVERY; /* due */
+	h->looked = TG_COARSE(g->now);
 	h->way[0] = 0;
 	h->way[1] = 0;
 	h->way[2] = 0;
@@ -218,6 +218,8 @@ __noinline int tg_open(__u32 whose)
 	out = bpf_map_lookup_elem(&tg_sessions, &g->key2);
 	tg_set_tuple(&h->other, &g->key2);
 	h->half = TG_HALF_INSIDE;
+	if (g->origin == TG_ORIGIN_EIF)
+		h->last = g->now; /* it alone keeps the flow: see tg_timer_of */
 	h->flags = tg_new_flags(g, TG_HALF_INSIDE);
 	h->fresh = 0;
 	h->counted = 0;

@@ -31,8 +31,8 @@ enum tg_turning {
 
 /* So long a living flow is left alone once it was looked at: the answer to a new flow
  * comes within that, and the shortest timer of settled ones is 60 s. */
-#define TG_LOOK_FRESH 250000000ULL
-#define TG_LOOK_SETTLED 60000000000ULL
+#define TG_LOOK_FRESH ((__s32)TG_COARSE(250000000ULL))
+#define TG_LOOK_SETTLED ((__s32)TG_COARSE(60000000000ULL))
 
 /* When nothing was due, it is not asked again for so long on this CPU. */
 #define TG_TIDY_AGAIN 1000000ULL
@@ -153,11 +153,11 @@ static __always_inline int tg_may_go(struct tg_gate *g, const struct tg_session 
 
 /* Whether the flow at the head of a queue, whose key is in g->turn, was looked at so
  * lately that it is not due. */
-static __always_inline int tg_not_due(const struct tg_gate *g, __u64 after)
+static __always_inline int tg_not_due(const struct tg_gate *g, __s32 after)
 {
 	const struct tg_session *out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
 
-	return out && out->life <= TG_LIFE_LIVE && g->now < out->looked + after;
+	return out && out->life <= TG_LIFE_LIVE && TG_COARSE_AGE(g->now, out->looked) < after;
 }
 
 /* how: enum tg_turning. */
@@ -177,7 +177,7 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 		return TG_TURN_NOTHING;
 	out = bpf_map_lookup_elem(&tg_sessions, &g->turn);
 	if (out && !out->fresh && out->life == TG_LIFE_LIVE) { /* its answer has said so */
-		out->looked = g->now;
+		out->looked = TG_COARSE(g->now);
 		tg_stand_in_settled(&g->turn);
 		return TG_TURN_LOOKED;
 	}
@@ -186,7 +186,7 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 		return TG_TURN_LOOKED;
 	if (tg_send_off(g, out, in, set))
 		return TG_TURN_LOOKED;
-	out->looked = g->now;
+	out->looked = TG_COARSE(g->now);
 	if (in && tg_answered(in, out, g->turn.proto)) {
 		tg_uncount(out, g, 0);
 		tg_stand_in_settled(&g->turn);
@@ -224,7 +224,7 @@ __noinline int tg_turn_settled(__u32 whose, __u32 how)
 		return TG_TURN_LOOKED;
 	if (tg_send_off(g, out, in, set))
 		return TG_TURN_LOOKED;
-	out->looked = g->now;
+	out->looked = TG_COARSE(g->now);
 	tg_stand_in_settled(&g->turn);
 	return TG_TURN_LOOKED;
 }

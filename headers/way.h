@@ -124,14 +124,19 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	__be32 first; /* of the IP header: version, class or TOS, flow label */
 	long found;
 	__u8 zone;
+	int had;
 
-	if (!g || (!tg_had_way(g, h, set) && !tg_may_have_way(g, h, set)))
+	if (!g)
+		return 0;
+	had = tg_had_way(g, h, set);
+	if (!had && !tg_may_have_way(g, h, set))
 		return 0;
 	g->from_zone = what & TG_FAST_ZONE;
 	zone = h->half == TG_HALF_INSIDE ? h->inside_zone : h->outside_zone;
 	if (zone && zone != g->from_zone)
 		return 0; /* the interface is another zone's by now */
-	if (what & TG_FAST_INSIDE && !tg_source_ok(skb))
+	/* What it had has been judged by this generation. */
+	if (!had && what & TG_FAST_INSIDE && !tg_source_ok(skb))
 		return 0;
 	/* Where the stack asks its routes: before source NAT, after destination NAT. */
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &first, sizeof(first)))
@@ -157,14 +162,17 @@ static __noinline int tg_find_way(struct __sk_buff *skb, struct tg_session *h,
 	if (fib.ifindex != h->out)
 		return 0;
 	zone = h->half == TG_HALF_INSIDE ? h->outside_zone : h->inside_zone;
-	to = tg_member(g->generation, fib.ifindex);
-	if (!to || to->zone != zone || !to->gateway)
-		return 0;
-	copied = h->half == TG_HALF_INSIDE ? (what & TG_FAST_COPIED) != 0 : to->ncopies > 0;
+	if (had && (__u32)h->way[TG_WAY_OUT] == fib.ifindex) {
+		copied = h->way[TG_WAY_UNTIL] >> 47 & 1;
+	} else {
+		to = tg_member(g->generation, fib.ifindex);
+		if (!to || to->zone != zone || !to->gateway)
+			return 0;
+		copied = h->half == TG_HALF_INSIDE ? (what & TG_FAST_COPIED) != 0 : to->ncopies > 0;
+	}
 	stamp = tg_way_stamp(g->now);
 	/* What the kernel has put in the place of tot_len is the MTU of the route; before
 	 * 5.12 it is the length that was asked for. */
-	h->way[TG_WAY_UNTIL] = 0;
 	h->way[TG_WAY_DMAC] = tg_mac48(fib.dmac) | stamp;
 	h->way[TG_WAY_SMAC] = tg_mac48(fib.smac) | stamp;
 	h->way[TG_WAY_OUT] = fib.ifindex | (__u64)fib.tot_len << 32 | stamp;

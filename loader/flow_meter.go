@@ -36,7 +36,7 @@ type FlowMeter struct {
 }
 
 type meteredFlow struct {
-	created         uint64
+	created         uint32
 	now, was        Count
 	round           uint64
 	packets, octets uint64 // since the last look

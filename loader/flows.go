@@ -196,8 +196,8 @@ func (g *Gateway) flowMatch(f FlowFilter) (func(in, out *tapgateTgTuple, h *tapg
 		case proto >= 0 && int(in.Proto) != proto,
 			f.Port != 0 && in.Sport != port && in.Dport != port && out.Sport != port && out.Dport != port,
 			zone != 0 && h.InsideZone != zone && h.OutsideZone != zone,
-			f.Rule != "" && !rules[h.Rule],
-			f.Rule == "" && f.Origin != "" && originName(h.Origin) != f.Origin && !rules[h.Rule]:
+			f.Rule != "" && !rules[uint32(h.Rule)],
+			f.Rule == "" && f.Origin != "" && originName(h.Origin) != f.Origin && !rules[uint32(h.Rule)]:
 			return false
 		}
 		return !f.Addr.IsValid() || within(f.Addr, in.Src) || within(f.Addr, in.Dst) || within(f.Addr, out.Src) || within(f.Addr, out.Dst)
@@ -249,8 +249,8 @@ func (f *flowHalves) describe(names flowNames, timers [tapgateTgTimerTG_TIMERS]u
 		Inside: endpointText(f.inKey.Src, f.inKey.Sport), Outside: endpointText(f.outKey.Dst, f.outKey.Dport),
 		Remote: endpointText(f.outKey.Src, f.outKey.Sport), State: stateName(timer, flowAnswered(&f.in, &f.out, proto)),
 		InsideZone: names.zones[f.out.InsideZone], OutsideZone: names.zones[f.out.OutsideZone],
-		Origin: originName(f.out.Origin), Rule: names.rules[f.out.Rule],
-		Age:        secondsBetween(min(f.in.Created, f.out.Created), now),
+		Origin: originName(f.out.Origin), Rule: names.rules[uint32(f.out.Rule)],
+		Age:        secondsBetween(min(atCoarse(f.in.Created, now), atCoarse(f.out.Created, now)), now),
 		ExpiresIn:  secondsBetween(now, since+timers[timer]),
 		PacketsOut: f.in.Packets, BytesOut: f.in.Bytes, PacketsIn: f.out.Packets, BytesIn: f.out.Bytes,
 		Packets: f.in.Packets + f.out.Packets, Bytes: f.in.Bytes + f.out.Bytes, Copied: f.in.Copied + f.out.Copied,

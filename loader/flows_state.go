@@ -30,15 +30,21 @@ func flowAnswered(in, out *tapgateTgSession, proto uint8) bool {
 	return in.Tcp&out.Tcp&sawSYN != 0 && first&sawACK != 0
 }
 
+// atCoarse is the boot time, ns, of a time as TG_COARSE (headers/abi_gate.h) has it: in
+// units of 2^24 ns, which come round after two years.
+func atCoarse(coarse uint32, now uint64) uint64 {
+	const bits = 24
+	age := int32(uint32(now>>bits) - coarse)
+	return uint64(int64(now>>bits)-int64(age)) << bits
+}
+
 // flowState is tg_timer_of of headers/flow.h: which timer runs, and since when. The
 // state of a flow is computed from its halves and stored nowhere.
 func flowState(in, out *tapgateTgSession, proto uint8) (timer tapgateTgTimer, since uint64) {
 	since = max(in.Last, out.Last)
 	// RFC 7857, 4: where everybody may send in, only the inside keeps it.
 	if in.Origin == uint8(tapgateTgOriginTG_ORIGIN_EIF) {
-		if since = in.Last; since == 0 {
-			since = in.Created
-		}
+		since = in.Last
 	}
 	if (in.Flags|out.Flags)&flowLeft == 0 {
 		return tapgateTgTimerTG_TIMER_PROVISIONAL, since

@@ -71,7 +71,7 @@ func TestFlowState(t *testing.T) {
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			t.Fatal(err)
 		}
-		if got := err != nil || out.Life != uint32(tapgateTgLifeTG_LIFE_LIVE); got != gone {
+		if got := err != nil || out.Life != uint8(tapgateTgLifeTG_LIFE_LIVE); got != gone {
 			var in tapgateTgSession
 			_ = g.maps[tapgateMapTgSessions].Lookup(out.Other, &in)
 			timer, since := flowState(&in, &out, key.Proto)
@@ -99,8 +99,8 @@ func randomFlow(d *rand.Rand, now, span uint64, i uint32) (f flowHalves) {
 	}
 	half := func(kind tapgateTgHalf) tapgateTgSession {
 		return tapgateTgSession{
-			Half: uint8(kind), Created: ago(1000), Last: ago(4), Reset: ago(2), Packets: d.Uint64N(2), Tcp: uint8(d.UintN(16)),
-			Flags: uint8(d.UintN(2)) * flowLeft, Life: uint32(tapgateTgLifeTG_LIFE_LIVE), Since: now,
+			Half: uint8(kind), Created: uint32(ago(1000) >> 24), Last: ago(4), Reset: ago(2), Packets: d.Uint64N(2), Tcp: uint8(d.UintN(16)),
+			Flags: uint8(d.UintN(2)) * flowLeft, Life: uint8(tapgateTgLifeTG_LIFE_LIVE), Since: now,
 		}
 	}
 	f.in, f.out = half(tapgateTgHalfTG_HALF_INSIDE), half(tapgateTgHalfTG_HALF_OUTSIDE)

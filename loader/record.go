@@ -15,7 +15,7 @@ import (
 
 // Layout is the version of all pinned state: TG_LAYOUT of headers/abi.h. State of
 // another layout is refused.
-const Layout = 3
+const Layout = 4
 
 // journalKey is the element of the records map behind those of the two generations.
 const journalKey uint32 = 2

@@ -394,11 +394,11 @@ type tapgateTgSession struct {
 	Packets     uint64
 	Bytes       uint64
 	Copied      uint64
-	Stacked     uint64
 	Way         [4]uint64
+	Stacked     uint32
 	Ifindex     uint32
 	Out         uint32
-	Whole       uint32
+	Whole       uint16
 	Hint        uint8
 	Half        uint8
 	Tcp         uint8
@@ -410,18 +410,16 @@ type tapgateTgSession struct {
 	Fresh       uint8
 	Counted     uint8
 	Bound       uint8
-	Pad         uint8
-	Rule        uint32
-	Life        uint32
+	Life        uint8
+	Rule        uint16
 	Lock        struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad2    uint32
-	Created uint64
 	Reset   uint64
 	Since   uint64
-	Looked  uint64
+	Created uint32
+	Looked  uint32
 }
 
 type tapgateTgSetting struct {

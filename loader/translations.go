@@ -53,7 +53,7 @@ func NewTranslations() *Translations {
 // translation is what an event needs, some 200 bytes.
 type translation struct {
 	inKey                 tapgateTgTuple
-	created               uint64 // of the outside half: another one is another flow
+	created               uint32 // of the outside half: another one is another flow
 	started               int64  // the same by the wall clock, in ms, once it is told
 	told                  bool
 	round                 uint64 // of the look that has seen it last
@@ -63,7 +63,10 @@ type translation struct {
 	in, out               halfTotals
 }
 
-type halfTotals struct{ created, last, packets, bytes uint64 }
+type halfTotals struct {
+	created              uint32
+	last, packets, bytes uint64
+}
 
 func totalsOf(h *tapgateTgSession) halfTotals {
 	return halfTotals{created: h.Created, last: h.Last, packets: h.Packets, bytes: h.Bytes}
@@ -117,7 +120,7 @@ func (g *Gateway) Translations(t *Translations) (events []TranslationEvent, err 
 	for key, f := range t.known {
 		switch here := f.round == t.round; {
 		case here && !f.told:
-			f.told, f.started = true, c.at(f.created).UnixMilli()
+			f.told, f.started = true, c.at(atCoarse(f.created, c.boot)).UnixMilli()
 			events = append(events, c.event(start, key, f))
 		case here:
 		case f.told && g.stillLives(key, f.created): // the table moved while it was read
@@ -161,7 +164,7 @@ func (t *Translations) seeOutside(key *tapgateTgTuple, h *tapgateTgSession) (end
 		t.known[*key] = f
 	}
 	f.round, f.created, f.out = t.round, h.Created, totalsOf(h)
-	f.insideZone, f.outerZone, f.origin, f.rule = h.InsideZone, h.OutsideZone, h.Origin, h.Rule
+	f.insideZone, f.outerZone, f.origin, f.rule = h.InsideZone, h.OutsideZone, h.Origin, uint32(h.Rule)
 	if !f.told {
 		f.inKey = h.Other
 	}
@@ -169,7 +172,7 @@ func (t *Translations) seeOutside(key *tapgateTgTuple, h *tapgateTgSession) (end
 }
 
 // stillLives asks for one flow.
-func (g *Gateway) stillLives(key tapgateTgTuple, created uint64) bool {
+func (g *Gateway) stillLives(key tapgateTgTuple, created uint32) bool {
 	var h tapgateTgSession
 	err := g.maps[tapgateMapTgSessions].Lookup(key, &h)
 	life := tapgateTgLife(h.Life)
@@ -207,7 +210,7 @@ func (c eventClock) event(what string, key tapgateTgTuple, f *translation) Trans
 		e.Time = e.Started
 	case "end":
 		e.TranslationTotals = &TranslationTotals{
-			Last: c.at(max(f.in.last, f.out.last, f.created)), PacketsOut: f.in.packets, BytesOut: f.in.bytes, PacketsIn: f.out.packets, BytesIn: f.out.bytes,
+			Last: c.at(max(f.in.last, f.out.last, atCoarse(f.created, c.boot))), PacketsOut: f.in.packets, BytesOut: f.in.bytes, PacketsIn: f.out.packets, BytesIn: f.out.bytes,
 		}
 	}
 	return e

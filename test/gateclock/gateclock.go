@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -29,20 +30,22 @@ type Clock struct {
 
 // table is a map whose values hold times.
 type table struct {
-	m     *ebpf.Map
-	times []uint32 // offsets of boot times, ns; 0 is "not yet"
-	other uint32   // offset of the twin's key
-	addrs int      // bytes of addresses that a key begins with
+	m      *ebpf.Map
+	times  []uint32 // offsets of boot times, ns; 0 is "not yet"
+	coarse []uint32 // the same of those in units of 2^24 ns, which come round
+	other  uint32   // offset of the twin's key
+	addrs  int      // bytes of addresses that a key begins with
 }
 
 // What holds times: the flows and the bindings. Their keys begin with addresses.
 var timed = []struct {
 	name, value string
 	times       []string
+	coarse      []string
 	addrs       int
 }{
-	{"tg_sessions", "tg_session", []string{"created", "last", "reset", "since", "looked", "stacked"}, 32},
-	{"tg_bindings", "tg_binding", []string{"since"}, 16},
+	{"tg_sessions", "tg_session", []string{"last", "reset", "since"}, []string{"created", "looked", "stacked"}, 32},
+	{"tg_bindings", "tg_binding", []string{"since"}, nil, 16},
 }
 
 // Pinned opens the maps of a state folder, <bpffs>/tapgate/<inode>.
@@ -71,7 +74,7 @@ func Pinned(dir string) (*Clock, error) {
 func New(maps map[string]*ebpf.Map) (*Clock, error) {
 	c := &Clock{settings: maps["tg_settings"]}
 	for _, what := range timed {
-		t, err := newTable(maps[what.name], what.value, what.times)
+		t, err := newTable(maps[what.name], what.value, what.times, what.coarse)
 		if err != nil {
 			return nil, fmt.Errorf("times of %s: %w", what.name, err)
 		}
@@ -81,18 +84,22 @@ func New(maps map[string]*ebpf.Map) (*Clock, error) {
 	return c, nil
 }
 
-func newTable(m *ebpf.Map, value string, times []string) (*table, error) {
+func newTable(m *ebpf.Map, value string, times, coarse []string) (*table, error) {
 	offsets, err := members(m, value)
 	if err != nil {
 		return nil, err
 	}
 	t := &table{m: m}
-	for _, name := range times {
+	for _, name := range slices.Concat(times, coarse) {
 		at, ok := offsets[name]
 		if !ok {
 			return nil, fmt.Errorf("struct %s has no member %s", value, name)
 		}
-		t.times = append(t.times, at)
+		if slices.Contains(coarse, name) {
+			t.coarse = append(t.coarse, at)
+		} else {
+			t.times = append(t.times, at)
+		}
 	}
 	var ok bool
 	if t.other, ok = offsets["other"]; !ok {
@@ -178,6 +185,7 @@ func (c *Clock) Due() error {
 					binary.NativeEndian.PutUint64(field, max(was, uint64(lookedAgain)+1)-uint64(lookedAgain))
 				}
 			}
+			t.passCoarse(value, uint64(lookedAgain))
 			return nil
 		})
 		if err != nil {
@@ -211,8 +219,16 @@ func (t *table) pass(d uint64, hosts []netip.Addr) error {
 				binary.NativeEndian.PutUint64(field, was-d)
 			}
 		}
+		t.passCoarse(value, d)
 		return nil
 	})
+}
+
+func (t *table) passCoarse(value []byte, d uint64) {
+	for _, at := range t.coarse {
+		field := value[at : at+4]
+		binary.NativeEndian.PutUint32(field, binary.NativeEndian.Uint32(field)-uint32(d>>24))
+	}
 }
 
 // change changes the values of these hosts' elements, or of all.

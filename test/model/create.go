@@ -2,10 +2,12 @@ package model
 
 // create adds a session and gives it its first packet.
 func (s *step) create(n *session, in, out Tuple, p *datagram) *half {
-	n.created = s.now
 	n.halves = [2]*half{{session: n, side: inside, key: in}, {session: n, side: outside, key: out}}
 	delete(s.strays, out)
 	s.sessions[in], s.sessions[out] = n.halves[inside], n.halves[outside]
+	if n.origin == ByMapping {
+		n.halves[inside].last = s.now
+	}
 	n.host = in.Src
 	if s.hosts[n.host] == nil {
 		s.hosts[n.host] = &host{}

@@ -5,13 +5,22 @@ import "time"
 // The fast path: packets of flows that the stack has let through in both directions
 // go past it. A packet takes it if, and only if, nothing is unusual about it.
 
-// stackEvery is how often a packet of each half must take the stack.
-const stackEvery = 10 * time.Second
+// stackEvery is how often a packet of each half must take the stack. The program counts
+// that in coarse units, of 2^24 ns.
+const (
+	stackEvery = 10 * time.Second
+	coarse     = 24 // bits
+)
+
+// stackDue says whether the next packet of the half must take the stack.
+func (h *half) stackDue(now int64) bool {
+	return now>>coarse-h.stacked>>coarse >= int64(stackEvery)>>coarse
+}
 
 // stack notes that the packet is on its way through the stack: that one came in that
 // was due, and, at an egress hook, that it was let through.
 func (s *step) stack(h *half, p *datagram) {
-	if s.now >= h.stacked+int64(stackEvery) {
+	if h.stackDue(s.now) {
 		h.whole = 0
 		h.stacked = s.now
 	}
@@ -64,7 +73,7 @@ func (s *step) fast(p *datagram) *result {
 	if h == nil || h.flushed || h.dying || h.from != s.in || h.other().from == 0 || h.origin == Hairpinned || !h.spoken() || h.ending() {
 		return nil
 	}
-	if now >= h.stacked+int64(stackEvery) || p.end-p.l3 > h.whole {
+	if h.stackDue(now) || p.end-p.l3 > h.whole {
 		return nil
 	}
 	// What has expired may be known to be so, or not.

@@ -59,8 +59,7 @@ func (h *half) other() *half { return h.halves[1-h.side] }
 type session struct {
 	halves    [2]*half
 	origin    int
-	initiator int // which half began
-	created   int64
+	initiator int  // which half began
 	left      bool // seen to leave on the other side
 	adopted   bool
 	flushed   bool
@@ -96,10 +95,7 @@ func (s *session) initiatorHalf() *half { return s.halves[s.initiator] }
 func (s *session) last() int64 {
 	in := s.halves[inside].last
 	if s.origin == ByMapping {
-		if in == 0 {
-			return s.created
-		}
-		return in
+		return in // the outside does not keep it
 	}
 	return max(in, s.halves[outside].last)
 }
@@ -217,8 +213,7 @@ func (h *half) touch(now int64, p *datagram) {
 }
 
 // restart makes a closing flow a new one: its initiator's ports are in use again.
-func (h *half) restart(now int64) {
-	h.created = now
+func (h *half) restart() {
 	for _, x := range h.halves {
 		x.saw, x.reset = 0, 0
 	}

@@ -92,7 +92,7 @@ func (s *step) known(p *datagram, leaves bool) *half {
 		h.left = true
 	}
 	if p.tuple.Proto == TCP && p.flags&(syn|ack|rst) == syn && h.closing() {
-		h.restart(s.now)
+		h.restart()
 	}
 	s.apply(h, p)
 	return h
@@ -329,7 +329,7 @@ func (s *step) passInward(h *half, from *Zone, p *datagram) {
 	}
 	if mine := s.sessions[p.tuple]; mine != nil {
 		if p.tuple.Proto == TCP && p.flags&(syn|ack|rst) == syn && mine.closing() {
-			mine.restart(s.now)
+			mine.restart()
 		}
 		s.touch(mine, p)
 	}
