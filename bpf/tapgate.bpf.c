@@ -223,7 +223,7 @@ int tapgate_ask(struct __sk_buff *skb)
 	if (!n)
 		return TC_ACT_SHOT;
 	skb->mark = TG_COPY_MARK;
-	tg_ask(skb, t->ifindex, n, where, bpf_ktime_get_boot_ns());
+	tg_neigh_asked(n, tg_send_question(skb, t->ifindex, where), 0);
 	return TC_ACT_UNSPEC;
 }
 

@@ -205,4 +205,10 @@ struct tg_neigh {
 #define TG_CONTROL_FALLBACK 2ULL
 #define TG_CONTROL_DEADLINE(w) ((w) & ~3ULL)
 
+/* Version of what one program hands to the next with a packet (marks, cb, tc_index and
+ * its tags), and of what it leaves in tg_scratch for its next run. "tapgate upgrade" has
+ * programs of two builds side by side for a moment: with one number they understand each
+ * other. What is pinned has TG_LAYOUT. */
+#define TG_HANDOVER 1
+
 #endif

@@ -55,14 +55,15 @@ static __always_inline int tg_neigh_claim_ask(struct tg_neigh *n, __u64 now)
 }
 
 /* result: of the clone that carried the question. Only what the link took can
- * stay unanswered: a link that is down does not make the next hop fail. */
-static __always_inline void tg_neigh_asked(struct tg_neigh *n, long result)
+ * stay unanswered: a link that is down does not make the next hop fail. Nor do
+ * questions that the loader asks beside those of the data plane: it may ask often. */
+static __always_inline void tg_neigh_asked(struct tg_neigh *n, long result, int counts)
 {
 	bpf_spin_lock(&n->lock);
 	n->asks++;
 	if (result)
 		n->refused++;
-	else if (n->unanswered < TG_UNANSWERED_MAX)
+	else if (counts && n->unanswered < TG_UNANSWERED_MAX)
 		n->unanswered++;
 	bpf_spin_unlock(&n->lock);
 }

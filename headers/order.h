@@ -24,16 +24,24 @@ static __always_inline struct tg_gate *tg_order_begin(void)
 	return g;
 }
 
-/* 32 turns of each queue. Returns the number of elements that were looked at. */
+/* 32 turns of each queue. Returns the number of elements that were looked at. With a
+ * time behind the Ethernet header only what died before it is taken away, at once: the
+ * loader has waited until no program can hold it. */
 static __always_inline int tg_sweep(struct __sk_buff *skb)
 {
-	int i, looked = 0;
+	struct tg_gate *g = tg_order_begin();
+	int i, looked = 0, bury;
+	__u64 died = 0;
 
-	(void)skb;
-	if (!tg_order_begin())
+	if (!g)
 		return 0;
+	bury = !bpf_skb_load_bytes(skb, ETH_HLEN, &died, sizeof(died)) && died;
+	if (bury)
+		g->now = died + TG_GRACE;
 	for (i = 0; i < TG_SWEEP_TURNS; i++) {
 		looked += tg_turn_dying(TG_OF_ORDER) != TG_TURN_NOTHING;
+		if (bury)
+			continue;
 		looked += tg_turn_fresh(TG_OF_ORDER, TG_TURN_ALL) != TG_TURN_NOTHING;
 		looked += tg_turn_settled(TG_OF_ORDER, TG_TURN_ALL) != TG_TURN_NOTHING;
 		looked += tg_turn_idle(TG_OF_ORDER) != TG_TURN_NOTHING;

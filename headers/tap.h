@@ -49,14 +49,19 @@ static __always_inline void tg_refused(void *ledgers, __u32 number, enum tg_dire
 }
 
 /* Sends a clone that delivery turns into a question for the next hop. */
+static __always_inline long tg_send_question(struct __sk_buff *skb, __u32 ifindex, __u32 where)
+{
+	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | TG_TASK_ASK;
+	skb->cb[TG_CB_WHERE] = where;
+	return bpf_clone_redirect(skb, ifindex, 0);
+}
+
+/* The same, if nobody has for a second. */
 static __always_inline void tg_ask(struct __sk_buff *skb, __u32 ifindex, struct tg_neigh *n,
 				   __u32 where, __u64 now)
 {
-	if (!tg_neigh_claim_ask(n, now))
-		return;
-	skb->cb[TG_CB_TASK] = TG_COPY_MAGIC << 8 | TG_TASK_ASK;
-	skb->cb[TG_CB_WHERE] = where;
-	tg_neigh_asked(n, bpf_clone_redirect(skb, ifindex, 0));
+	if (tg_neigh_claim_ask(n, now))
+		tg_neigh_asked(n, tg_send_question(skb, ifindex, where), 1);
 }
 
 /* The mirrors that have copied this packet where it came in, with the headers
