@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ type options struct {
 	list, fetch, table, readme, update, noTapgate bool
 
 	json    string
+	jobs    int
 	timeout time.Duration
 	tests   []string
 }
@@ -59,7 +61,8 @@ func run(ctx context.Context, args []string) error {
 	f.BoolVar(&o.readme, "readme", false, "write that table into README.md; needs all kernels")
 	f.BoolVar(&o.noTapgate, "no-tapgate", false, "do not build cmd/tapgate and give it to the tests")
 	f.StringVar(&o.json, "json", "", "write the results into this file")
-	f.DurationVar(&o.timeout, "timeout", 6*time.Minute, "longest time for one boot of a kernel; one that hangs is booted once more")
+	f.IntVar(&o.jobs, "jobs", max(1, runtime.NumCPU()), "how many kernels run at the same time, with 1 GB of memory each")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one boot of a kernel; one that hangs is booted once more")
 	f.StringArrayVar(&o.tests, "test", nil, "run this instead of the list's tests: PACKAGE or PACKAGE=RUN")
 	f.Usage = func() { fmt.Fprint(os.Stderr, usage+f.FlagUsages()) }
 	if err := f.Parse(args); errors.Is(err, pflag.ErrHelp) {
@@ -153,6 +156,7 @@ type matrix struct {
 	binaries []binary
 	tapgate  string
 	common   []byte
+	fetching sync.Mutex
 }
 
 func (m *matrix) run(ctx context.Context, chosen []kernels.Kernel) error {
@@ -179,26 +183,16 @@ func (m *matrix) run(ctx context.Context, chosen []kernels.Kernel) error {
 	m.common = a.bytes()
 	fmt.Fprintf(os.Stderr, "kernels: built %d test binaries in %.0f s, %d MB with tools\n", len(m.binaries), time.Since(start).Seconds(), len(m.common)>>20)
 
-	var results []*result
+	results := m.all(ctx, folder, chosen)
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
 	sum := &result{}
 	var failed []string
-	for _, k := range chosen {
-		r, err := m.kernel(ctx, folder, k)
-		if ctx.Err() != nil {
-			return errors.New("interrupted")
-		}
-		if err != nil {
-			r = &result{Kernel: k.Name, Release: "-", Failed: 1, Problems: []string{err.Error()}}
-		}
-		fmt.Println(r.line())
-		for _, p := range r.Problems {
-			fmt.Println("    " + strings.ReplaceAll(strings.TrimSpace(p), "\n", "\n    "))
-		}
+	for _, r := range results {
 		if !r.ok() {
-			failed = append(failed, k.Name)
-			fmt.Println("    full log: " + m.logs(k))
+			failed = append(failed, r.Kernel)
 		}
-		results = append(results, r)
 		sum.Passed, sum.Failed, sum.Skipped = sum.Passed+r.Passed, sum.Failed+r.Failed, sum.Skipped+r.Skipped
 	}
 	if err := m.publish(results); err != nil {
@@ -209,6 +203,48 @@ func (m *matrix) run(ctx context.Context, chosen []kernels.Kernel) error {
 		return fmt.Errorf("failed on %s", strings.Join(failed, ", "))
 	}
 	return nil
+}
+
+// all runs some kernels at a time and tells of each when it is done. The results are
+// in the order of the list.
+func (m *matrix) all(ctx context.Context, folder string, chosen []kernels.Kernel) []*result {
+	results := make([]*result, len(chosen))
+	next := make(chan int)
+	var workers sync.WaitGroup
+	var telling sync.Mutex
+	for range min(max(1, m.options.jobs), len(chosen)) {
+		workers.Go(func() {
+			runtime.LockOSThread() // as in main
+			for i := range next {
+				r, err := m.kernel(ctx, folder, chosen[i])
+				if err != nil {
+					r = &result{Kernel: chosen[i].Name, Release: "-", Failed: 1, Problems: []string{err.Error()}}
+				}
+				results[i] = r
+				telling.Lock()
+				if ctx.Err() == nil {
+					m.tell(chosen[i], r)
+				}
+				telling.Unlock()
+			}
+		})
+	}
+	for i := range chosen {
+		next <- i
+	}
+	close(next)
+	workers.Wait()
+	return results
+}
+
+func (m *matrix) tell(k kernels.Kernel, r *result) {
+	fmt.Println(r.line())
+	for _, p := range r.Problems {
+		fmt.Println("    " + strings.ReplaceAll(strings.TrimSpace(p), "\n", "\n    "))
+	}
+	if !r.ok() {
+		fmt.Println("    full log: " + m.logs(k))
+	}
 }
 
 func (m *matrix) logs(k kernels.Kernel) string { return filepath.Join(m.cache, "logs", k.Name) }
@@ -233,15 +269,19 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 		}
 		return read(ctx, k.Name, log, time.Since(start))
 	}
-	img, err := fetch(ctx, m.cache, k, m.options.update)
+	img, err := m.fetch(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	initramfs := filepath.Join(folder, k.Name+".cpio")
+	folder = filepath.Join(folder, k.Name)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(folder)
+	initramfs := filepath.Join(folder, "initramfs.cpio")
 	if err := m.initramfs(initramfs, img); err != nil {
 		return nil, err
 	}
-	defer os.Remove(initramfs)
 	start := time.Now()
 	console, log, bootErr := boot(ctx, folder, k, img, initramfs, m.options.timeout)
 	if stuck(ctx, log, bootErr) {
@@ -264,6 +304,13 @@ func (m *matrix) kernel(ctx context.Context, folder string, k kernels.Kernel) (*
 	}
 	r.settle()
 	return r, nil
+}
+
+// fetch fetches one image at a time: packages are kept in one place for all.
+func (m *matrix) fetch(ctx context.Context, k kernels.Kernel) (*image, error) {
+	m.fetching.Lock()
+	defer m.fetching.Unlock()
+	return fetch(ctx, m.cache, k, m.options.update)
 }
 
 // stuck says that the emulator, not a test, is to blame: software emulation now
