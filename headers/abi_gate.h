@@ -201,6 +201,7 @@ enum tg_counted {
 #define TG_FLOW_INITIATOR 1u /* this half's sender began */
 #define TG_FLOW_LEFT 2u	     /* seen to leave on the other side */
 #define TG_FLOW_CLAMP 4u     /* SYNs have their MSS clamped */
+#define TG_FLOW_STILLBORN 8u /* anchor: its making has failed, so it has no start and no end */
 
 /* Where a flow's remote is permitted: anchor only. */
 enum tg_bound {
@@ -256,7 +257,7 @@ struct tg_session {
 	struct bpf_spin_lock lock;
 	__u64 reset;   /* TCP: boot time, ns, of the last RST */
 	__u64 since;   /* anchor: boot time, ns, of the last change of life */
-	__u32 created; /* TG_COARSE */
+	__u32 created; /* TG_COARSE; inside half: of the last connection with its ports */
 	__u32 looked;  /* anchor: TG_COARSE, when a queue last gave it out and took it back */
 };
 

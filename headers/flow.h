@@ -176,11 +176,14 @@ static __always_inline void tg_reopen(struct tg_session *h, __u64 now)
 		return;
 	h->tcp = 0;
 	h->reset = 0;
-	h->created = TG_COARSE(now);
 	h->flags |= TG_FLOW_INITIATOR;
 	other->tcp = 0;
 	other->reset = 0;
-	other->created = TG_COARSE(now);
+	/* The translation goes on: the anchor tells since when. */
+	if (h->half == TG_HALF_INSIDE)
+		h->created = TG_COARSE(now);
+	else
+		other->created = TG_COARSE(now);
 	other->flags &= ~TG_FLOW_INITIATOR;
 }
 

@@ -8,6 +8,7 @@
 
 #include "account.h"
 #include "claim.h"
+#include "log.h"
 #include "maps_gate.h"
 #include "retire.h"
 
@@ -235,11 +236,14 @@ __noinline int tg_open(__u32 whose)
 	if (why) {
 		/* Others may hold the outside half: it ends as flows do. The binding is
 		 * the caller's to give back. */
-		if (out)
+		if (out) {
+			out->flags |= TG_FLOW_STILLBORN;
 			tg_end(out, NULL, TG_LIFE_FLUSHED, g->now);
+		}
 		tg_stand_in_dying(&g->key2);
 		return TG_DROP_BUSY;
 	}
+	tg_log_start(g);
 	if (bpf_map_push_elem(&tg_fresh, &g->key2, 0))
 		tg_stand_in_settled(&g->key2);
 	in = bpf_map_lookup_elem(&tg_sessions, &g->key);

@@ -10,6 +10,7 @@
 
 #include "account.h"
 #include "flow.h"
+#include "log.h"
 #include "maps_gate.h"
 #include "release.h"
 
@@ -278,6 +279,7 @@ __noinline int tg_turn_dying(__u32 whose)
 			       TG_HALF_OUTSIDE, out->outside_zone);
 		tg_release_binding(g, counted, out->bound == TG_BOUND_FIRST);
 	}
+	tg_log_end(g, in, out);
 	if (in)
 		bpf_map_delete_elem(&tg_sessions, &g->turn2);
 	bpf_map_delete_elem(&tg_sessions, &g->turn);

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 )
 
 // Apply puts cfg in force in the namespace of opt, creating what is missing.
@@ -58,7 +57,7 @@ func judge(opt Options, ns *namespace, cfg Config) (*resolved, error) {
 		return nil, err
 	}
 	if !opt.Force {
-		if err := sshCutOff(cfg, ns); err != nil {
+		if err := lockOut(cfg, res, ns); err != nil {
 			return nil, err
 		}
 	}
@@ -77,7 +76,10 @@ func (g *Gateway) Apply(cfg Config) (result *Result, err error) {
 }
 
 func (g *Gateway) apply(cfg Config) (*Result, error) {
-	res, err := judge(g.opt, g.ns, cfg)
+	if err := g.stillWaits(); err != nil {
+		return nil, err
+	}
+	res, err := g.judge(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +99,20 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 		res.gateway.settle(res.ingresses(), &g.journal)
 		res.gateway.sysctls = g.ownSysctls(res.gateway.sysctls)
 	}
+	if g.opt.Confirm != 0 {
+		if err := g.prepareFallBack(res); err != nil {
+			return nil, err
+		}
+	}
 	p, err := makePlan(&g.active, res, cfg.Source)
+	if err == nil && g.opt.Confirm != 0 {
+		err = g.canFallBack(p)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if g.opt.Planner != nil {
+		g.opt.Planner.Planned(difference(&g.active, &p.record))
 	}
 	if err := g.prepare(p, res); err != nil {
 		// What was prepared goes; what was in force was not touched.
@@ -113,14 +126,24 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 // behind the old one and completes the result.
 func (g *Gateway) putInForce(p *plan, result *Result) (*Result, error) {
 	before := g.active
-	over := g.cutOver(p)
+	over := func(*Result) {}
+	if g.opt.Confirm == 0 || p.record.Gateway != nil {
+		over = g.cutOver(p)
+	} // else the flows may have to go on
 	if err := g.commit(p); err != nil {
 		return nil, errors.Join(err, g.converge())
 	}
 	over(result)
-	result.Changes = append(result.Changes, append(g.reattached, difference(&before, &p.record)...)...)
+	result.Serial = p.record.Serial
+	result.Changes = append(result.Changes, append(g.reattached, lines(difference(&before, &p.record))...)...)
 	if err := g.converge(); err != nil {
 		return nil, fmt.Errorf("the new configuration is in force, but clearing up after the old one failed: %w", err)
+	}
+	if g.waits() {
+		result.Until = g.Pending().Until
+		g.warnFallBack(&before, result)
+		result.Warnings = append(result.Warnings, append(g.warnings, g.wrongSysctls()...)...)
+		return result, nil
 	}
 	if before.Gateway != nil && p.record.Gateway == nil {
 		if err := g.endAll(); err != nil {
@@ -128,7 +151,7 @@ func (g *Gateway) putInForce(p *plan, result *Result) (*Result, error) {
 		}
 	}
 	if before.Gateway != nil {
-		ended, err := g.endLost(before.Gateway.Outside)
+		ended, err := g.endDue(!g.again)
 		if err != nil {
 			return nil, fmt.Errorf("the new configuration is in force, but ending the flows of addresses that are gone failed: %w", err)
 		}
@@ -158,7 +181,7 @@ func (g *Gateway) prepare(p *plan, res *resolved) error {
 		return err
 	}
 	for _, m := range res.members {
-		if m.role != RoleDMZ {
+		if m.role != RoleDMZ || m.absent {
 			continue
 		}
 		if err := setFeatures(m.name, g.journal.offloads(m.touched()), false); err != nil {
@@ -215,7 +238,7 @@ func (g *Gateway) noteIntentions(p *plan, res *resolved, kind AttachKind) error 
 		}
 	}
 	for _, m := range res.members {
-		if m.role != RoleDMZ {
+		if m.role != RoleDMZ || m.absent {
 			continue
 		}
 		on, err := txChecksumFeatures(m.name)
@@ -284,46 +307,27 @@ func (g *Gateway) aloneOn(program string, h hook) error {
 // the one store that is the change.
 func (g *Gateway) commit(p *plan) error {
 	idle := 1 - g.slot
-	if err := writeRecord(g.maps[tapgateMapTgRecords], idle, p.record); err != nil {
+	err := writeRecord(g.maps[tapgateMapTgRecords], idle, p.record)
+	if errors.Is(err, errRecordFull) && p.record.Previous != "" {
+		p.record.Previous = "" // not worth a change that cannot be made
+		g.warnings = append(g.warnings, "there is no room to keep the configuration of before: \"tapgate rollback\" will not find it")
+		err = writeRecord(g.maps[tapgateMapTgRecords], idle, p.record)
+	}
+	if err != nil {
 		return err
 	}
-	word := uint64(idle) | uint64(g.slot)<<1
-	if err := g.maps[tapgateMapTgControl].Put(uint32(0), word); err != nil {
-		return fmt.Errorf("put generation %d in force: %w", idle, err)
+	word := controlWord{active: idle, fallback: g.slot}
+	if g.opt.Confirm != 0 {
+		word.deadline = (bootTime() + uint64(g.opt.Confirm)) &^ 3
+	}
+	if err := g.writeControl(word); err != nil {
+		return err
+	}
+	if word.deadline != 0 {
+		g.pending = &pending{deadline: word.deadline, other: g.active}
 	}
 	g.slot, g.active = idle, p.record
 	return nil
-}
-
-// difference tells what the new generation adds and leaves out.
-func difference(old, now *record) []string {
-	before, after := describe(old), describe(now)
-	var lines []string
-	for _, line := range before {
-		if !slices.Contains(after, line) {
-			lines = append(lines, "removed: "+line)
-		}
-	}
-	for _, line := range after {
-		if !slices.Contains(before, line) {
-			lines = append(lines, "added: "+line)
-		}
-	}
-	return lines
-}
-
-func describe(r *record) []string {
-	var lines []string
-	for _, m := range r.Members {
-		lines = append(lines, fmt.Sprintf("interface %s (index %d) in zone %s (%s)", m.Interface, m.Ifindex, m.Zone, m.Role))
-	}
-	for _, m := range r.Mirrors {
-		for _, t := range m.Targets {
-			lines = append(lines, fmt.Sprintf("mirror %s of %s: %s, by %s", m.Name, strings.Join(m.Zones, ", "), t.Target, t.Interface))
-		}
-	}
-	lines = append(lines, describeGateway(r.Gateway)...)
-	return lines
 }
 
 func (m *member) touched() touched {

@@ -82,7 +82,7 @@ func (r *Report) checkConfig(opt Options, cfg Config, ns *namespace) error {
 		r.Gateway = res.gateway.report(r.Features)
 		err = r.heldAgainstHost(opt, res)
 	}
-	cut := sshCutOff(cfg, ns)
+	cut := lockOut(cfg, res, ns)
 	if cut != nil && opt.Force {
 		r.Warnings = append(r.Warnings, cut.Error())
 		cut = nil

@@ -14,17 +14,19 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// converge takes away what the generation in force does not need: programs,
+// converge takes away what the live generations (pending.go) do not need: programs,
 // qdiscs, settings, addresses and next hops that an earlier change left, finished
 // or not. Forwarding is switched on here, too: before the generation is in force
 // the machine would forward what nobody judges. It runs before and after each change, and may itself be cut short.
 func (g *Gateway) converge() error {
 	wanted := map[int][]string{}
 	dmz, configured := map[int]bool{}, map[int]bool{}
-	for _, m := range g.active.Members {
-		configured[m.Ifindex] = true
-		wanted[m.Ifindex] = m.Programs
-		dmz[m.Ifindex] = m.Role == RoleDMZ
+	for _, gen := range g.live() {
+		for _, m := range gen.Members {
+			configured[m.Ifindex] = true
+			wanted[m.Ifindex] = append(slices.Clone(wanted[m.Ifindex]), m.Programs...)
+			dmz[m.Ifindex] = dmz[m.Ifindex] || m.Role == RoleDMZ
+		}
 	}
 	// First of all: what forwards by our doing must not when nobody judges it.
 	errs := []error{g.convergeSlow(), g.restoreSysctls(), g.dropPrograms(wanted)}
@@ -141,9 +143,11 @@ func (g *Gateway) waitForPrograms() error {
 }
 
 func (g *Gateway) nameOf(ifindex int) string {
-	for _, m := range g.active.Members {
-		if m.Ifindex == ifindex {
-			return m.Interface
+	for _, gen := range g.live() {
+		for _, m := range gen.Members {
+			if m.Ifindex == ifindex {
+				return m.Interface
+			}
 		}
 	}
 	for _, t := range g.journal.Touched {
@@ -210,7 +214,7 @@ func (t touched) link() (netlink.Link, error) {
 	return l, nil
 }
 
-// dropNexthops forgets addresses that no target of the generation in force needs.
+// dropNexthops forgets addresses that no target of the live generations needs.
 func (g *Gateway) dropNexthops() error {
 	targets, err := g.targetsInForce()
 	if err != nil {
@@ -244,14 +248,28 @@ func (g *Gateway) needsNexthop(key tapgateTgNexthopKey, hop tapgateTgNexthop, ta
 		return false
 	}
 	address := netip.AddrFrom16(key.Address).Unmap().String()
-	return slices.ContainsFunc(g.active.Members, func(m memberRecord) bool {
-		return uint32(m.Ifindex) == key.Ifindex && slices.Contains(m.Addresses, address)
+	return slices.ContainsFunc(g.live(), func(gen generation) bool {
+		return slices.ContainsFunc(gen.Members, func(m memberRecord) bool {
+			return uint32(m.Ifindex) == key.Ifindex && slices.Contains(m.Addresses, address)
+		})
 	})
 }
 
-func (g *Gateway) targetsInForce() ([]tapgateTgTarget, error) {
+// targetsInForce are those of the live generations.
+func (g *Gateway) targetsInForce() (targets []tapgateTgTarget, err error) {
+	for _, gen := range g.live() {
+		list, err := g.targetsOf(gen)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, list...)
+	}
+	return targets, nil
+}
+
+func (g *Gateway) targetsOf(gen generation) ([]tapgateTgTarget, error) {
 	var inner *ebpf.Map
-	if err := g.maps[tapgateMapTgTargets].Lookup(g.slot, &inner); err != nil {
+	if err := g.maps[tapgateMapTgTargets].Lookup(gen.slot, &inner); err != nil {
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil, nil
 		}
@@ -259,7 +277,7 @@ func (g *Gateway) targetsInForce() ([]tapgateTgTarget, error) {
 	}
 	defer inner.Close()
 	var targets []tapgateTgTarget
-	for _, m := range g.active.Mirrors {
+	for _, m := range gen.Mirrors {
 		for _, r := range m.Targets {
 			var t tapgateTgTarget
 			if err := inner.Lookup(r.Number, &t); err != nil {

@@ -18,53 +18,8 @@ import (
 // denyLog writes down what policies with "log: true" drop. The data plane bounds how
 // much that is; when nobody reads, what comes first is kept until somebody does.
 type denyLog struct {
-	log  *slog.Logger
-	opt  Options
-	mu   sync.Mutex
-	seen *denyNames
-	// asked is when names were asked for because of this policy.
-	asked map[uint32]time.Time
-}
-
-// denyNames are the names behind the numbers in an event.
-type denyNames struct {
-	flowNames
-	members map[uint32]memberRecord
-}
-
-func (d *denyLog) know(r *record) {
-	n := &denyNames{flowNames: namesOf(r), members: map[uint32]memberRecord{}}
-	for _, m := range r.Members {
-		n.members[uint32(m.Ifindex)] = m
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.seen = n
-}
-
-// names gives those that are known. A policy without a name may be newer than they
-// are: they are asked for once more then, but not for each packet.
-func (d *denyLog) names(policy uint32) *denyNames {
-	d.mu.Lock()
-	n := d.seen
-	stale := n == nil || policy != 0 && n.rules[policy] == ""
-	if stale = stale && time.Since(d.asked[policy]) > time.Second; stale {
-		d.asked[policy] = time.Now()
-	}
-	d.mu.Unlock()
-	if stale {
-		if g, err := Open(d.opt, ReadOnly); err == nil {
-			d.know(&g.active)
-			_ = g.Close()
-			d.mu.Lock()
-			n = d.seen
-			d.mu.Unlock()
-		}
-	}
-	if n == nil {
-		return &denyNames{}
-	}
-	return n
+	*knownNames
+	log *slog.Logger
 }
 
 // follow reads the events of a state until the returned function is called, which
@@ -114,7 +69,7 @@ func (d *denyLog) write(e *tapgateTgEvent) {
 	_ = d.log.Handler().Handle(context.Background(), line)
 }
 
-func (e *tapgateTgEvent) attrs(names *denyNames) (list []slog.Attr) {
+func (e *tapgateTgEvent) attrs(names *eventNames) (list []slog.Attr) {
 	text := func(key, value string) {
 		if value != "" {
 			list = append(list, slog.String(key, value))

@@ -8,22 +8,6 @@ import (
 	"time"
 )
 
-// describeGateway is a line for each thing that can be configured of it, so that
-// what changes can be told by comparing the lines.
-func describeGateway(r *gatewayRecord) (lines []string) {
-	if r == nil {
-		return nil
-	}
-	lines = append(lines, "gateway: "+r.Text)
-	lines = append(lines, "forwarding: "+r.Forwarding.String())
-	for _, rule := range r.Rules {
-		if !rule.Gone {
-			lines = append(lines, fmt.Sprintf("%s %s: %s", rule.Kind, rule.Name, rule.Text))
-		}
-	}
-	return lines
-}
-
 // words joins what is said, without what is not.
 func words(list ...string) string {
 	var said []string

@@ -89,6 +89,9 @@ func (e *explainer) translate() (done bool, err error) {
 		return false, nil
 	}
 	passed := "as it is; a flow lets the replies in"
+	if e.packet.src.IsPrivate() && !e.packet.dst.IsPrivate() && e.to.Role == RoleExternal {
+		passed = fmt.Sprintf("with its own address %s, which is private: no answer finds its way back from the internet", e.packet.src)
+	}
 	if e.to.Role == RoleExternal {
 		r, excluded, err := findMasquerade(e.rules, e.zoneNumber(e.in.Zone), e.zoneNumber(e.to.Zone), e.packet)
 		switch {

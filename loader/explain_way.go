@@ -33,9 +33,17 @@ func (e *explainer) explain(from string) error {
 	if done, err := e.route(own); done || err != nil {
 		return err
 	}
+	if !own && e.hostFirewall() {
+		return nil
+	}
 	done, err := e.egress(own)
 	if done || err != nil {
 		return err
+	}
+	if e.out.Reason == reasonNames()[tapgateTgReasonTG_PASS_NEW_FLOW] {
+		if err := e.room(before.src); err != nil {
+			return err
+		}
 	}
 	if e.packet != before {
 		copies = 0 // it wears other headers now
@@ -271,6 +279,13 @@ func (e *explainer) fromOutside(ours *tapgateTgOurAddr) (done bool, err error) {
 	if ours.Assigned == 0 {
 		return false, nil // the route says what becomes of it
 	}
+	near, err := e.nearForward(zone)
+	if err != nil {
+		return false, err
+	}
+	if near != "" {
+		e.step("forward", "%s", near)
+	}
 	text := "no forward and no mapping of an inside host has it: the gateway's own services and firewall decide"
 	if asked.proto == protoTCP {
 		text += "; a connection that none of these answers is dropped without an answer (RFC 5382 REQ-4)"
@@ -318,7 +333,7 @@ func (e *explainer) route(own bool) (done bool, err error) {
 	}
 	routes, err := netlink.RouteGetWithOptions(e.packet.dst.AsSlice(), opt)
 	switch {
-	case errors.Is(err, unix.EXDEV):
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL) && !own && e.filteredBack():
 		e.end(verdictDrop, "kernel_rp_filter", "the kernel's reverse path filter: the route back to %s does not lead to %s (sysctl rp_filter)", e.packet.src, e.out.From.Interface)
 		return true, nil
 	case errors.Is(err, unix.EINVAL) && !own:
@@ -326,7 +341,7 @@ func (e *explainer) route(own bool) (done bool, err error) {
 		return true, nil
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EACCES), err == nil && len(routes) == 0,
 		err == nil && slices.Contains([]int{unix.RTN_UNREACHABLE, unix.RTN_BLACKHOLE, unix.RTN_PROHIBIT}, routes[0].Type):
-		e.end(verdictDrop, "kernel_no_route", "the kernel has no route to %s%s", e.packet.dst, when(!own, ", or does not forward (sysctl ip_forward)"))
+		e.unrouted(own)
 		return true, nil
 	case err != nil:
 		return false, fmt.Errorf("ask for the route to %s: %w", e.packet.dst, err)
@@ -355,6 +370,18 @@ func (e *explainer) route(own bool) (done bool, err error) {
 	}
 	end := endOf(e.to)
 	e.out.To = &end
-	e.step("way", "interface %s of zone %s, %s", way.Interface, zoneText(e.to), text)
+	direct := e.to == e.in && way.Nexthop == "" && e.out.Forward == nil
+	e.step("way", "interface %s of zone %s, %s%s", way.Interface, zoneText(e.to), text,
+		when(direct, ", as it came: the two reach each other without the gateway, and the tap sees nothing of that"))
+	e.neighbour(r.LinkIndex)
 	return false, nil
+}
+
+// unrouted says why the host has no way for the packet.
+func (e *explainer) unrouted(own bool) {
+	if off := e.forwardsOff(); off != "" && !own {
+		e.end(verdictDrop, "kernel_no_forwarding", "the kernel does not forward: %s", off)
+		return
+	}
+	e.end(verdictDrop, "kernel_no_route", "the kernel has no route to %s", e.packet.dst)
 }

@@ -250,7 +250,7 @@ func (f *flowHalves) describe(names flowNames, timers [tapgateTgTimerTG_TIMERS]u
 		Remote: endpointText(f.outKey.Src, f.outKey.Sport), State: stateName(timer, flowAnswered(&f.in, &f.out, proto)),
 		InsideZone: names.zones[f.out.InsideZone], OutsideZone: names.zones[f.out.OutsideZone],
 		Origin: originName(f.out.Origin), Rule: names.rules[uint32(f.out.Rule)],
-		Age:        secondsBetween(min(atCoarse(f.in.Created, now), atCoarse(f.out.Created, now)), now),
+		Age:        secondsBetween(max(atCoarse(f.in.Created, now), atCoarse(f.out.Created, now)), now),
 		ExpiresIn:  secondsBetween(now, since+timers[timer]),
 		PacketsOut: f.in.Packets, BytesOut: f.in.Bytes, PacketsIn: f.out.Packets, BytesIn: f.out.Bytes,
 		Packets: f.in.Packets + f.out.Packets, Bytes: f.in.Bytes + f.out.Bytes, Copied: f.in.Copied + f.out.Copied,

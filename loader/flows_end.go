@@ -12,10 +12,6 @@ import (
 // User space never changes a flow: it asks a program to, which does it as it would
 // for a packet, under the same locks.
 
-// flushGrace is TG_GRACE of headers/retire.h and a little more: so long an ended
-// flow stays, since a program may still hold it.
-const flushGrace = 1100 * time.Millisecond
-
 // sweepTurns is TG_SWEEP_TURNS of headers/order.h.
 const sweepTurns = 32
 
@@ -24,7 +20,7 @@ const sweepTurns = 32
 const sweepLimit = 5 * time.Second
 
 // FlushFlows ends the flows that filter selects and says how many. Their packets
-// find no flow from then on, and a second later they are gone.
+// find no flow from then on.
 func (g *Gateway) FlushFlows(filter FlowFilter) (int, error) {
 	list, err := g.flowsOf(filter)
 	if err != nil {
@@ -59,11 +55,31 @@ func (g *Gateway) flush(list []flowHalves) (ended int, err error) {
 	if ended == 0 {
 		return 0, nil
 	}
+	died := bootTime()
 	if err := g.Sweep(); err != nil {
 		return ended, err
 	}
-	time.Sleep(flushGrace)
-	return ended, g.Sweep()
+	// Their endpoints are free as soon as no program holds them, and not only after the
+	// second that the data plane itself waits.
+	if err := g.waitForPrograms(); err != nil {
+		return ended, err
+	}
+	return ended, g.bury(died)
+}
+
+// bury deletes the flows that have died before this time (boot time, ns), and that no
+// program holds any more.
+func (g *Gateway) bury(died uint64) error {
+	for end := time.Now().Add(sweepLimit); time.Now().Before(end); {
+		looked, err := g.order(tapgateProgTapgateSweep, died, 1)
+		if err != nil {
+			return fmt.Errorf("sweep the flow table: %w", err)
+		}
+		if looked == 0 {
+			break
+		}
+	}
+	return nil
 }
 
 // Sweep goes through the table once: what has expired is retired, and what was

@@ -14,6 +14,7 @@ const (
 	sawACK = 8
 
 	flowInitiator = 1
+	flowStillborn = 8
 	flowLeft      = 2
 )
 

@@ -15,7 +15,7 @@ import (
 // program that retires flows, for thousands of random pairs of halves.
 func TestFlowState(t *testing.T) {
 	_ = rlimit.RemoveMemlock()
-	spec, err := programSpecs()
+	spec, err := programSpecs(0)
 	if err != nil {
 		t.Fatal(err)
 	}

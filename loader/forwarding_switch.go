@@ -19,36 +19,37 @@ func fillFast(s *tapgateTgSetting, fast bool) {
 	}
 }
 
-// switchFast changes the settings in force.
-func (g *Gateway) switchFast(on bool) error {
+// switchFast changes the settings of a generation, and says whether they were others.
+func (g *Gateway) switchFast(slot uint32, on bool) (switched bool, err error) {
 	var s tapgateTgSetting
-	if err := g.maps[tapgateMapTgSettings].Lookup(g.slot, &s); err != nil {
-		return fmt.Errorf("read the settings in force: %w", err)
+	if err := g.maps[tapgateMapTgSettings].Lookup(slot, &s); err != nil {
+		return false, fmt.Errorf("read the settings of generation %d: %w", slot, err)
 	}
 	if s.Gateway == 0 || (s.Fast == 1) == on {
-		return nil
+		return false, nil
 	}
 	fillFast(&s, on)
-	if err := g.maps[tapgateMapTgSettings].Put(g.slot, s); err != nil {
-		return fmt.Errorf("switch the fast path: %w", err)
+	if err := g.maps[tapgateMapTgSettings].Put(slot, s); err != nil {
+		return false, fmt.Errorf("switch the fast path: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 // convergeSlow and convergeFast make the settings what the record says: off before
 // what the fast path needs goes, on when it is there.
-func (g *Gateway) convergeSlow() error {
-	if g.active.Gateway == nil || g.active.Gateway.Forwarding.fast() {
-		return nil
-	}
-	return g.switchFast(false)
-}
+func (g *Gateway) convergeSlow() error { return g.convergeForwarding(false) }
 
-func (g *Gateway) convergeFast() error {
-	if g.active.Gateway == nil || !g.active.Gateway.Forwarding.fast() {
-		return nil
+func (g *Gateway) convergeFast() error { return g.convergeForwarding(true) }
+
+func (g *Gateway) convergeForwarding(fast bool) error {
+	var errs []error
+	for _, gen := range g.live() {
+		if gen.Gateway != nil && gen.Gateway.Forwarding.fast() == fast {
+			_, err := g.switchFast(gen.slot, fast)
+			errs = append(errs, err)
+		}
 	}
-	return g.switchFast(true)
+	return errors.Join(errs...)
 }
 
 // setTracking sets what connection tracking must be told before there is a fast path.
@@ -158,7 +159,7 @@ func (g *Gateway) followForwarding(log *slog.Logger) error {
 		return err
 	}
 	if now != was {
-		log.Info("forwarding has changed", "before", was.String(), "now", now.String())
+		log.Info("forwarding has changed", "before", was.String(), "now", now.String(), Changed)
 	}
 	return nil
 }

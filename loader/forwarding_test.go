@@ -123,7 +123,7 @@ func TestForwardingReasons(t *testing.T) {
 			if got.Mode != ForwardingKernel || got.Wanted != ForwardingFast || !strings.Contains(got.Reason, c.why) {
 				t.Errorf("forwarding %+v, want the kernel, since %s", got, c.why)
 			}
-			if want := "added: forwarding: kernel (" + got.Reason + ")"; !strings.Contains(strings.Join(res.Changes, "\n"), want) {
+			if want := "~ forwarding: fast -> kernel (" + got.Reason + ")"; !strings.Contains(strings.Join(res.Changes, "\n"), want) {
 				t.Errorf("changes %q, want %s", res.Changes, want)
 			}
 			b.pingOut(1)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -21,8 +22,9 @@ type Gateway struct {
 	lock     *dirLock
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
-	slot     uint32 // generation in force
-	active   record // its record
+	slot     uint32   // generation in force
+	active   record   // its record
+	pending  *pending // a change that nobody has confirmed; nil for none
 	journal  journal
 	// What the next Result tells: interfaces that were moved away with our
 	// programs, programs that were missing, what could not be put back.
@@ -31,12 +33,18 @@ type Gateway struct {
 	mended []string
 	// asked: a whole configuration, and not a change of one by ourselves, is put in force.
 	asked bool
+	// again: the configuration in force is put in force again (Reapply).
+	again bool
 }
 
 // Result is what a change did, for people.
 type Result struct {
 	Changes  []string `json:"changes"`
 	Warnings []string `json:"warnings"`
+	// Serial is the number of the generation that was put in force; 0 if none was.
+	Serial uint64 `json:"serial,omitempty"`
+	// Until is when it goes back by itself unless it is confirmed, RFC 3339; "" if never.
+	Until string `json:"until,omitempty"`
 }
 
 // Open opens the gateway of a namespace and locks it until Close: shared with
@@ -46,7 +54,10 @@ type Result struct {
 func Open(opt Options, mode Mode) (*Gateway, error) {
 	g, err := openAnyBuild(opt, mode)
 	if err == nil && mode == ReadWrite {
-		if err = sameBuild(g.programs); err != nil {
+		if err = sameBuild(g.programs); err == nil {
+			err = g.ns.do(g.settle)
+		}
+		if err != nil {
 			return nil, errors.Join(err, g.Close())
 		}
 	}
@@ -61,7 +72,7 @@ func openAnyBuild(opt Options, mode Mode) (*Gateway, error) {
 		return nil, err
 	}
 	dir := opt.stateDir(ns)
-	lock, err := lockDir(dir, mode == ReadWrite, opt.lockTimeout())
+	lock, err := lockState(opt, dir, mode)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: no state in %s; put a configuration in force with \"tapgate apply\" or \"tapgate attach\"", ErrNotAttached, dir)
 	}
@@ -77,7 +88,7 @@ func openAnyBuild(opt Options, mode Mode) (*Gateway, error) {
 		err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
 	}
 	if err == nil && g.active.Serial == 0 {
-		err = fmt.Errorf("%w: an apply was cut short before it took effect; apply again, or \"tapgate detach\"", ErrNotAttached)
+		err = g.nothingApplied()
 	}
 	if err != nil {
 		return nil, errors.Join(err, g.Close())
@@ -89,7 +100,7 @@ func openAnyBuild(opt Options, mode Mode) (*Gateway, error) {
 func openLocked(opt Options, ns *namespace, dir string, lock *dirLock) (*Gateway, error) {
 	_ = rlimit.RemoveMemlock() // before 5.11 inner maps and runs of programs count against it
 	g := &Gateway{opt: opt, ns: ns, dir: dir, lock: lock}
-	if err := g.read(); err != nil {
+	if err := g.readSettled(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
@@ -126,6 +137,9 @@ func openOrCreate(opt Options, table tableMaking) (*Gateway, error) {
 	err = ns.do(func() error { g.moved, err = g.dropMoved(); return err })
 	if err == nil {
 		err = sameBuild(g.programs)
+	}
+	if err == nil {
+		err = ns.do(g.settle)
 	}
 	if err != nil && g.active.Serial == 0 { // nothing is in force that could be lost
 		err = errors.Join(err, g.discard())
@@ -195,18 +209,23 @@ func create(opt Options, ns *namespace, dir string, table tableMaking) (lock *di
 }
 
 func (g *Gateway) readRecords() error {
-	var word uint64
-	if err := g.maps[tapgateMapTgControl].Lookup(uint32(0), &word); err != nil {
-		return fmt.Errorf("read which generation is in force: %w", err)
+	if err := g.readControl(); err != nil {
+		return err
 	}
-	g.slot = uint32(word & 1)
-	records := g.maps[tapgateMapTgRecords]
-	g.active, g.journal = record{}, journal{}
-	err := errors.Join(readRecord(records, g.slot, &g.active), readRecord(records, journalKey, &g.journal))
-	if err != nil {
+	g.journal = journal{}
+	if err := readRecord(g.maps[tapgateMapTgRecords], journalKey, &g.journal); err != nil {
 		return stateError(g.dir, err)
 	}
 	return nil
+}
+
+// nothingApplied says why there is state, and nothing in force.
+func (g *Gateway) nothingApplied() error {
+	if !g.expired() {
+		return fmt.Errorf("%w: an apply was cut short before it took effect; apply again, or \"tapgate detach\"", ErrNotAttached)
+	}
+	return fmt.Errorf("%w: the first configuration went out of force at %s, since %w: apply again, or clear away with \"tapgate detach\" "+
+		"what it has switched on", ErrNotAttached, g.pending.until().Format(time.TimeOnly), ErrUnconfirmed)
 }
 
 func (g *Gateway) writeJournal() error {

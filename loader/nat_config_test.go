@@ -146,7 +146,7 @@ func TestNATNumbers(t *testing.T) {
 	cfg.NAT.Forwards = []Forward{forward("b", 81)}
 	b.open(func(g *Gateway) error {
 		res, err := g.Reduce(cfg)
-		if err == nil && !slices.Equal(res.Changes, []string{"removed: forward c: tcp 82 of zone external to 192.168.3.2:82"}) {
+		if err == nil && !slices.Equal(res.Changes, []string{"- forward c: tcp 82 of zone external to 192.168.3.2:82"}) {
 			err = fmt.Errorf("reduce tells %q", res.Changes)
 		}
 		return err

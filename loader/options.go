@@ -31,9 +31,17 @@ type Options struct {
 	// CutOver takes over the flows of a host that masquerades itself, whose rule
 	// goes right after; without it that is refused.
 	CutOver bool
+	// Confirm, if not zero, has an apply go back by itself after this time unless
+	// Gateway.Confirm comes: ConfirmLeast to ConfirmMost.
+	Confirm time.Duration
+	// Planner, if set, is told what an apply is about to change, before it does.
+	Planner Planner
 	// Verbose makes verifier errors carry the whole log.
 	Verbose bool
 }
+
+// Planner is told of changes before they are made.
+type Planner interface{ Planned([]Change) }
 
 // Mode says what a Gateway is opened for.
 type Mode int

@@ -64,9 +64,16 @@ func (g *Gateway) addOutside(p *plan) error {
 	return nil
 }
 
-// convergeOutside makes the maps of addresses what the record in force says.
+// convergeOutside makes the maps of addresses what the record in force says, with what
+// another live generation needs beside it.
 func (g *Gateway) convergeOutside() error {
 	outside, ours, err := outsideMaps(&g.active)
+	if err == nil && g.waits() {
+		var more map[tapgateTgOutsideKey]tapgateTgOutsideAddr
+		var others map[tapgateTgOursKey]tapgateTgOurAddr
+		more, others, err = outsideMaps(&g.pending.other)
+		outside, ours = addMissing(outside, more), addMissing(ours, others)
+	}
 	if err != nil {
 		return err
 	}
@@ -74,6 +81,15 @@ func (g *Gateway) convergeOutside() error {
 		makeEqual(g.maps[tapgateMapTgOutside], outside, "outside addresses"),
 		makeEqual(g.maps[tapgateMapTgOurs], ours, "our addresses"),
 	)
+}
+
+func addMissing[K comparable, V any](to, from map[K]V) map[K]V {
+	for key, value := range from {
+		if _, have := to[key]; !have {
+			to[key] = value
+		}
+	}
+	return to
 }
 
 // makeEqual gives a hash map exactly this content. What stays is not touched.
@@ -107,7 +123,7 @@ func makeEqual[K, V comparable](m *ebpf.Map, want map[K]V, what string) error {
 }
 
 // outsideNow reads which addresses the external interfaces of the generation in
-// force have at this moment. An interface that is gone has none.
+// force have at this moment.
 func (g *Gateway) outsideNow() ([]outsideRecord, error) {
 	if g.active.Gateway == nil {
 		return nil, nil
@@ -116,6 +132,11 @@ func (g *Gateway) outsideNow() ([]outsideRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	return g.outsideIn(topo), nil
+}
+
+// outsideIn is outsideNow in a topology. An interface that is gone has no address.
+func (g *Gateway) outsideIn(topo *topology) []outsideRecord {
 	list := slices.Clone(g.active.Gateway.Outside)
 	for i, o := range list {
 		list[i] = outsideRecord{Interface: o.Interface, Ifindex: o.Ifindex, Zone: o.Zone, MTU: o.MTU, Addresses: []netip.Addr{}}
@@ -123,13 +144,13 @@ func (g *Gateway) outsideNow() ([]outsideRecord, error) {
 			list[i] = outsideOf(o.Interface, o.Ifindex, o.Zone, l.Attrs().MTU, topo.addrs[o.Ifindex])
 		}
 	}
-	return list, nil
+	return list
 }
 
 // sameLink says whether the interface is still the one that was applied.
 func (g *Gateway) sameLink(l netlink.Link, o outsideRecord) bool {
 	for _, m := range g.active.Members {
-		if m.Ifindex == o.Ifindex {
+		if m.Ifindex == o.Ifindex && !m.Absent {
 			return l.Attrs().Name == m.Interface || l.Attrs().HardwareAddr.String() == m.MAC
 		}
 	}

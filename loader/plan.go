@@ -73,7 +73,7 @@ func roleNumber(r Role) tapgateTgRole {
 func makePlan(old *record, res *resolved, source string) (*plan, error) {
 	p := &plan{
 		record: record{
-			Layout: Layout, Serial: old.Serial + 1, Applied: time.Now().UTC().Truncate(time.Second), Source: source,
+			Layout: Layout, Serial: old.nextSerial(), Applied: time.Now().UTC().Truncate(time.Second), Source: source, Previous: old.previousTo(source),
 		},
 		members:  map[uint32]tapgateTgMember{},
 		targets:  map[uint32]tapgateTgTarget{},
@@ -112,8 +112,10 @@ func (p *plan) placeMembers(old *record, res *resolved) (slots map[int]uint32, e
 	}
 	slots = map[int]uint32{}
 	for _, m := range res.members {
-		r := memberRecord{Interface: m.name, Ifindex: m.index, MAC: m.mac.String(), Zone: m.zone, Role: m.role}
-		same := func(o memberRecord) bool { return o.Ifindex == r.Ifindex && o.MAC == r.MAC }
+		r := m.record()
+		same := func(o memberRecord) bool {
+			return o.Ifindex == r.Ifindex && (o.MAC == r.MAC || o.Interface == r.Interface)
+		}
 		if i := slices.IndexFunc(old.Members, same); i >= 0 {
 			r.Slot = old.Members[i].Slot
 		} else {
@@ -131,6 +133,9 @@ func (p *plan) placeMembers(old *record, res *resolved) (slots map[int]uint32, e
 			}
 		case tapped[m.index] || res.gateway != nil:
 			r.Programs = tapPrograms
+		}
+		if m.absent {
+			r.Programs = nil
 		}
 		slots[m.index] = r.Slot
 		p.record.Members = append(p.record.Members, r)

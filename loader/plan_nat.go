@@ -36,6 +36,8 @@ type gatewayRecord struct {
 	Forwarding ForwardingStatus `json:"forwarding"`
 	// KeepSysctls: what they say is to be told, not set.
 	KeepSysctls bool `json:"keep_sysctls,omitempty"`
+	// Lost are outside addresses with flows that may go on if they come back.
+	Lost []lostAddress `json:"lost,omitempty"`
 }
 
 // ruleRecord is a rule with a hit counter. Those that are gone stay for a while,
@@ -177,7 +179,7 @@ func (p *plan) placeGateway(old *record, g *resolvedGateway, zones map[string]ui
 	}
 	r := &gatewayRecord{
 		gatewayFacts: g.facts, AdoptUntil: before.AdoptUntil, Text: g.text(), Sysctls: g.sysctls, KeepSysctls: g.nat.KeepSysctls,
-		Forwarding: g.forwarding,
+		Forwarding: g.forwarding, Lost: before.stillLost(g.facts.Outside),
 	}
 	p.record.Gateway = r
 	numbers, err := p.placeRules(before, r, g.ruleNames())

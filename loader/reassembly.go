@@ -96,9 +96,9 @@ func (g *Gateway) prepareReassembly(next *record) error {
 
 const fragmentsLost = "fragments from outside that come out of order are lost"
 
-// convergeReassembly takes it away where the generation in force does not need it.
+// convergeReassembly takes it away where no live generation needs it.
 func (g *Gateway) convergeReassembly() error {
-	if g.active.reassembles() {
+	if slices.ContainsFunc(g.live(), func(gen generation) bool { return gen.reassembles() }) {
 		return nil
 	}
 	if err := g.reassembly().remove(); err != nil {

@@ -28,15 +28,19 @@ const recordSize = 256 * 1024
 // element of the generation it describes, so the control word that puts a
 // generation in force puts its record in force, too.
 type record struct {
-	Layout  int            `json:"layout"`
-	Serial  uint64         `json:"serial"` // 0: nothing was ever applied
-	Applied time.Time      `json:"applied"`
-	Source  string         `json:"source"`
-	Members []memberRecord `json:"members"`
-	Mirrors []mirrorRecord `json:"mirrors"`
-	Neighs  []neighRecord  `json:"neighs"`
-	Zones   []zoneRecord   `json:"zones"`
-	Gateway *gatewayRecord `json:"gateway,omitempty"` // nil: tap only
+	Layout  int       `json:"layout"`
+	Serial  uint64    `json:"serial"` // 0: nothing was ever applied
+	Applied time.Time `json:"applied"`
+	Source  string    `json:"source"`
+	// Previous is the Source of the configuration before, for "rollback".
+	Previous string `json:"previous,omitempty"`
+	// Returned: the change that was made last was not confirmed.
+	Returned *returned      `json:"returned,omitempty"`
+	Members  []memberRecord `json:"members"`
+	Mirrors  []mirrorRecord `json:"mirrors"`
+	Neighs   []neighRecord  `json:"neighs"`
+	Zones    []zoneRecord   `json:"zones"`
+	Gateway  *gatewayRecord `json:"gateway,omitempty"` // nil: tap only
 }
 
 type memberRecord struct {
@@ -48,6 +52,14 @@ type memberRecord struct {
 	Slot      uint32   `json:"slot"`
 	Programs  []string `json:"programs"`
 	Addresses []string `json:"addresses,omitempty"` // of a dmz interface: questions for them pass
+	MTU       int      `json:"mtu"`
+	// Written is its name in the configuration, if that is another one.
+	Written string `json:"written,omitempty"`
+	// Absent: it was not there when the configuration was applied again, and all about
+	// it is as it was before.
+	Absent bool `json:"absent,omitempty"`
+	// Known are its addresses, so that it is seen when they become others.
+	Known []knownAddress `json:"known,omitempty"`
 }
 
 type mirrorRecord struct {
@@ -75,6 +87,8 @@ type neighRecord struct {
 // thing is done, so that a process that was killed in between hides nothing.
 type journal struct {
 	Layout   int            `json:"layout"`
+	Handover int            `json:"handover"` // of the programs; 0: an upgrade across numbers was cut short
+	Secret   uint32         `json:"secret"`   // of the programs: tg_secret of headers/compat.h
 	Inode    uint64         `json:"netns_inode"`
 	Cookie   uint64         `json:"netns_cookie"` // 0: the kernel has none
 	Touched  []touched      `json:"touched"`
@@ -94,6 +108,8 @@ type offloadEntry struct {
 	touched
 	Features []string `json:"features"`
 }
+
+var errRecordFull = errors.New("the configuration is too long")
 
 func readRecord(m *ebpf.Map, key uint32, into any) error {
 	raw, err := m.LookupBytes(key)
@@ -126,7 +142,7 @@ func writeRecord(m *ebpf.Map, key uint32, from any) error {
 		}
 	}
 	if len(text) > recordSize {
-		return fmt.Errorf("write record %d: the configuration takes %d bytes when compressed, and there is room for %d", key, len(text), recordSize)
+		return fmt.Errorf("write record %d: %w: it takes %d bytes when compressed, and there is room for %d", key, errRecordFull, len(text), recordSize)
 	}
 	raw := make([]byte, recordSize)
 	copy(raw, text)

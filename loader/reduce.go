@@ -22,6 +22,9 @@ func (g *Gateway) Reduce(cfg Config) (result *Result, err error) {
 }
 
 func (g *Gateway) reduce(cfg Config) (*Result, error) {
+	if err := g.stillWaits(); err != nil {
+		return nil, err
+	}
 	if err := g.converge(); err != nil {
 		return nil, err
 	}
@@ -41,7 +44,7 @@ func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
 		record:  g.active,
 		members: map[uint32]tapgateTgMember{}, targets: map[uint32]tapgateTgTarget{},
 	}
-	p.record.Serial++
+	p.record.Serial, p.record.Previous, p.record.Returned = g.active.nextSerial(), g.active.previousTo(cfg.Source), nil
 	p.record.Applied = time.Now().UTC().Truncate(time.Second)
 	p.record.Source = cfg.Source
 	p.record.Mirrors = nil

@@ -50,6 +50,10 @@ func (g *Gateway) Remove() (*Result, error) {
 // stopTranslating puts a generation in force that has no interfaces: the kernel is to
 // take over at once and for all of them.
 func (g *Gateway) stopTranslating(result *Result) error {
+	if err := g.forget(); err != nil { // the other slot may be waiting
+		return err
+	}
+	g.opt.Confirm = 0
 	nothing := &plan{record: record{Layout: Layout}}
 	if err := g.fillIdle(nothing); err != nil {
 		return err
@@ -64,7 +68,7 @@ func (g *Gateway) stopTranslating(result *Result) error {
 // with one rename: a run that is cut short is finished by the next.
 func (g *Gateway) discard() error {
 	return g.ns.do(func() error {
-		g.active = record{Layout: Layout}
+		g.active, g.pending = record{Layout: Layout}, nil
 		if err := g.converge(); err != nil {
 			return fmt.Errorf("detach: %w", err)
 		}

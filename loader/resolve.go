@@ -34,6 +34,8 @@ type member struct {
 
 	path    string // in the configuration
 	written string // its name there, which may be an alternative one
+	called  string // its name before, if it has another one now
+	absent  bool   // it is gone, and link is what is remembered of it
 	link    netlink.Link
 	known   []address
 }
@@ -67,19 +69,27 @@ type resolver struct {
 	cfg   Config
 	force bool
 	topo  *topology
-	out   resolved
-	errs  []error
+	// before is the generation in force, where its own configuration is applied again:
+	// what is not there any more is taken as it was.
+	before *record
+	out    resolved
+	errs   []error
 }
 
 // resolve finds the interfaces, addresses and ways of cfg in the namespace of
 // the calling thread. Every problem is a *ConfigError; several are joined.
 // force turns what is refused for the user's own good into warnings.
 func resolve(cfg Config, force bool) (*resolved, error) {
+	return resolveFrom(cfg, force, nil)
+}
+
+// resolveFrom is resolve with what a generation in force remembers, if it is of cfg.
+func resolveFrom(cfg Config, force bool, before *record) (*resolved, error) {
 	topo, err := readTopology()
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{cfg: cfg, force: force, topo: topo, out: resolved{zones: cfg.Zones}}
+	r := &resolver{cfg: cfg, force: force, topo: topo, before: before, out: resolved{zones: cfg.Zones}}
 	r.checkZones()
 	r.findMembers()
 	r.checkStacking()
@@ -159,7 +169,12 @@ func (r *resolver) findMembers() {
 	for _, z := range r.cfg.Zones {
 		for i, name := range z.Interfaces {
 			path := fmt.Sprintf("%s.interfaces[%d]", zonePath(z), i)
-			l := r.topo.find(name)
+			l, remembered := r.topo.find(name), r.remembered(name)
+			called, absent := "", false
+			if l == nil && remembered != nil {
+				l, absent = r.standIn(remembered)
+				called = remembered.Interface
+			}
 			if l == nil {
 				r.fail(path, "no interface %q; there are: %s (renamed or in another network namespace?)", name, r.topo.names())
 				continue
@@ -169,7 +184,10 @@ func (r *resolver) findMembers() {
 				continue
 			}
 			m := r.newMember(l, z, path)
-			m.written = name
+			m.written, m.called, m.absent = name, called, absent
+			if remembered != nil {
+				m.remember(remembered, r.cfg)
+			}
 			taken[m.index] = m
 			why := r.unfitFor(l, z)
 			if why == "" && r.cfg.gateway() {

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,76 +22,10 @@ type connection struct {
 	local, peer netip.AddrPort
 }
 
-// sshCutOff returns a *ConfigError when the SSH connection that this process
-// was started through arrives on a dmz interface of cfg, where everything is
-// dropped. It is called in ns. A process that nobody reached by SSH, or by an
-// sshd in another network namespace, loses nothing.
-func sshCutOff(cfg Config, ns *namespace) error {
-	conns, err := sshConnections(os.Getpid(), ns.inode)
-	if err != nil {
-		return fmt.Errorf("look for the SSH connection in use: %w", err)
-	}
-	if len(conns) == 0 {
-		return nil
-	}
-	topo, err := readTopology()
-	if err != nil {
-		return err
-	}
-	for _, c := range conns {
-		index := arrivesOn(topo, c)
-		if index == 0 {
-			continue
-		}
-		if err := cutOffBy(cfg, topo, c, index); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cutOffBy looks for index, and what it is stacked on, among the dmz interfaces.
-func cutOffBy(cfg Config, topo *topology, c connection, index int) error {
-	under := topo.under(index)
-	for _, z := range cfg.Zones {
-		if z.Role != RoleDMZ {
-			continue
-		}
-		for i, name := range z.Interfaces {
-			l := topo.find(name)
-			if l == nil || (l.Attrs().Index != index && !under[l.Attrs().Index]) {
-				continue
-			}
-			return configErrorf(fmt.Sprintf("%s.interfaces[%d]", zonePath(z), i),
-				"your SSH connection from %s comes in on %q, and zone %q (role dmz) drops what comes in: it would be cut off; log in another way, or --force",
-				c.peer, name, z.Name)
-		}
-	}
-	return nil
-}
-
-// arrivesOn is the interface by which the peer is reached, or 0.
-func arrivesOn(topo *topology, c connection) int {
-	peer, local := c.peer.Addr(), c.local.Addr()
-	if peer.IsLinkLocalUnicast() { // which link does not stand in /proc
-		if l := topo.owner(local); l != nil {
-			return l.Attrs().Index
-		}
-		return 0
-	}
-	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), &netlink.RouteGetOptions{SrcAddr: local.AsSlice()})
-	if err != nil || len(routes) == 0 {
-		routes, err = netlink.RouteGet(peer.AsSlice())
-	}
-	if err != nil || len(routes) == 0 {
-		return 0
-	}
-	return routes[0].LinkIndex
-}
-
 // sshConnections walks up from pid to the sshd that it came through. sudo and
 // env clear SSH_CONNECTION; where it is set it helps those that left their sshd.
 // Below tmux and screen the server is no child of an sshd, but its clients are.
+// netns is where that sshd runs; 0 is anywhere.
 func sshConnections(pid int, netns uint64) ([]connection, error) {
 	above, err := ancestors(pid)
 	if err != nil {
@@ -110,7 +43,7 @@ func sshConnections(pid int, netns uint64) ([]connection, error) {
 		if !strings.HasPrefix(p.comm, "sshd") && p.comm != "dropbear" {
 			continue
 		}
-		if inode, err := netnsOf(p.pid); err != nil || inode != netns {
+		if inode, err := netnsOf(p.pid); err != nil || netns != 0 && inode != netns {
 			continue
 		}
 		if c, ok := firstConnection(p.pid); ok && !slices.Contains(conns, c) {

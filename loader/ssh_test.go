@@ -26,7 +26,7 @@ func TestSSHChild(t *testing.T) {
 	ns, err := openNamespace(args[2])
 	if err == nil {
 		cfg := Config{Zones: []Zone{{Name: "lan", Role: RoleInternal, Interfaces: []string{"eth3"}}, {Name: "sensors", Role: RoleDMZ, Interfaces: []string{"none", args[1]}}}}
-		err = ns.do(func() error { return sshCutOff(cfg, ns) })
+		err = ns.do(func() error { return lockOut(cfg, nil, ns) })
 	}
 	var ce *ConfigError
 	switch {
@@ -139,7 +139,7 @@ func (lab *sshLab) waitForSSHD(t *testing.T) {
 	}
 }
 
-// run has sshCutOff called below a login to host; {} in shell is its command.
+// run has lockOut called below a login to host; {} in shell is its command.
 func (lab *sshLab) run(t *testing.T, host, shell, dmz, netns string) string {
 	t.Helper()
 	answer := filepath.Join(lab.dir, strings.ReplaceAll(t.Name(), "/", "-"))
@@ -200,7 +200,7 @@ func TestSSHCutOff(t *testing.T) {
 func TestSSHCutOffWithoutSSH(t *testing.T) {
 	t.Setenv("SSH_CONNECTION", "")
 	ns := resolveNetns(t, gatewayLinks)
-	if err := ns.do(func() error { return sshCutOff(gatewayConfig(), ns) }); err != nil {
+	if err := ns.do(func() error { return lockOut(gatewayConfig(), nil, ns) }); err != nil {
 		t.Error(err)
 	}
 }

@@ -31,16 +31,19 @@ const (
 	linksDir    = "links"
 )
 
-// pinnedMaps are the maps with a pin. Inner maps live by the maps that hold
-// them, and .rodata by the programs.
+// pinnedMaps are the maps with a pin: all of them, so that the programs of another
+// build can take them over (upgrade.go), but for .rodata, which is of one build's
+// programs, and inner maps, which live by the maps that hold them.
 var pinnedMaps = []string{
 	tapgateMapTgControl, tapgateMapTgMembers, tapgateMapTgTargets, tapgateMapTgNexthops, tapgateMapTgNeighs,
 	tapgateMapTgMirrorLed, tapgateMapTgTargetLed, tapgateMapTgSeen, tapgateMapTgScratch, tapgateMapTgRecords,
 	// of the gateway
+	tapgateMapTgLog, tapgateMapTgLogLost,
 	tapgateMapTgRules, tapgateMapTgPools, tapgateMapTgSets, tapgateMapTgSettings, tapgateMapTgOutside, tapgateMapTgOurs,
 	tapgateMapTgSessions, tapgateMapTgBindings, tapgateMapTgRemotes, tapgateMapTgHosts, tapgateMapTgTable,
 	tapgateMapTgFresh, tapgateMapTgSettled, tapgateMapTgDying, tapgateMapTgIdle, tapgateMapTgHits, tapgateMapTgEvents, tapgateMapTgGates,
-	tapgateMapTgReassembly,
+	tapgateMapTgFragments, tapgateMapTgFragmentScratch, tapgateMapTgIpIds, tapgateMapTgReassembly, tapgateMapTgWayBack, tapgateMapTgWaiting,
+	tapgateMapTgOwnPeers, tapgateMapTgRates, tapgateMapTgRemoteRates, tapgateMapTgAnswers,
 }
 
 // flowMaps are sized by the flows that there may be: these are the elements of two
@@ -147,7 +150,8 @@ func loadInto(dir string, ns *namespace, table tableMaking, verbose bool) (lock 
 		}
 	}
 
-	spec, err := programSpecs()
+	secret := rand.Uint32()
+	spec, err := programSpecs(secret)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +165,7 @@ func loadInto(dir string, ns *namespace, table tableMaking, verbose bool) (lock 
 	}
 	defer coll.Close()
 	if err := writeRecord(coll.Maps[tapgateMapTgRecords], journalKey, journal{
-		Layout: Layout, Inode: ns.inode, Cookie: ns.cookie,
+		Layout: Layout, Handover: Handover, Secret: secret, Inode: ns.inode, Cookie: ns.cookie,
 	}); err != nil {
 		return nil, err
 	}
@@ -170,10 +174,8 @@ func loadInto(dir string, ns *namespace, table tableMaking, verbose bool) (lock 
 			return nil, fmt.Errorf("create state: %w", err)
 		}
 	}
-	for _, name := range pinnedPrograms {
-		if err := coll.Programs[name].Pin(filepath.Join(tmp, programsDir, name)); err != nil {
-			return nil, fmt.Errorf("create state: %w", err)
-		}
+	if err := pinPrograms(coll.Programs, filepath.Join(tmp, programsDir)); err != nil {
+		return nil, fmt.Errorf("create state: %w", err)
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return nil, fmt.Errorf("create state: %w", err)
@@ -181,8 +183,18 @@ func loadInto(dir string, ns *namespace, table tableMaking, verbose bool) (lock 
 	return lock, nil
 }
 
-// programSpecs is the compiled object with its constants set for this kernel.
-func programSpecs() (*ebpf.CollectionSpec, error) {
+func pinPrograms(programs map[string]*ebpf.Program, dir string) error {
+	for _, name := range pinnedPrograms {
+		if err := programs[name].Pin(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// programSpecs is the compiled object with its constants set for this kernel. The
+// secret is what all programs of a gateway know each other's packets by.
+func programSpecs(secret uint32) (*ebpf.CollectionSpec, error) {
 	spec, err := loadTapgate()
 	if err != nil {
 		return nil, fmt.Errorf("read the programs of this binary: %w", err)
@@ -198,7 +210,7 @@ func programSpecs() (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables[tapgateVarTgHaveCheckMtu].Set(have); err != nil {
 		return nil, fmt.Errorf("set %s: %w", tapgateVarTgHaveCheckMtu, err)
 	}
-	if err := spec.Variables[tapgateVarTgSecret].Set(rand.Uint32()); err != nil {
+	if err := spec.Variables[tapgateVarTgSecret].Set(secret); err != nil {
 		return nil, fmt.Errorf("set %s: %w", tapgateVarTgSecret, err)
 	}
 	return spec, nil
@@ -276,7 +288,10 @@ func openPins(dir string) (maps map[string]*ebpf.Map, programs map[string]*ebpf.
 // foreignIn finds something in the folder of a state that this tapgate does not put
 // there: it is another version's or another program's, and not to be deleted unasked.
 func foreignIn(dir string) (found string, err error) {
-	files := map[string][]string{mapsDir: pinnedMaps, programsDir: pinnedPrograms, linksDir: slices.Concat(tapPrograms, dmzPrograms), reassemblyDir: pinnedReassembly}
+	files := map[string][]string{
+		mapsDir: pinnedMaps, programsDir: pinnedPrograms, linksDir: slices.Concat(tapPrograms, dmzPrograms), reassemblyDir: pinnedReassembly,
+		upgradeNewDir: pinnedPrograms, upgradeOldDir: pinnedPrograms,
+	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || path == dir {
 			return err
@@ -309,10 +324,20 @@ func foreignIn(dir string) (found string, err error) {
 	return found, err
 }
 
-func stateError(dir string, err error) error {
-	return fmt.Errorf("%w in %s: %v; it was left as it is: use the tapgate that made it, "+
-		"or take it away with \"tapgate detach --force\"", ErrState, dir, err)
+// refusedState is state that this binary does not understand.
+type refusedState struct {
+	dir string
+	why error
 }
+
+func (e *refusedState) Error() string {
+	return fmt.Sprintf("%v in %s: %v; it was left as it is: use the tapgate that made it, "+
+		"or take it away with \"tapgate detach --force\"", ErrState, e.dir, e.why)
+}
+
+func (e *refusedState) Unwrap() error { return ErrState }
+
+func stateError(dir string, err error) error { return &refusedState{dir, err} }
 
 func closePins(maps map[string]*ebpf.Map, programs map[string]*ebpf.Program) {
 	for _, m := range maps {
@@ -355,8 +380,8 @@ func sameBuild(programs map[string]*ebpf.Program) error {
 			return fmt.Errorf("look at program %s: %w", name, err)
 		}
 		if err := spec.Programs[name].Compatible(info); err != nil {
-			return fmt.Errorf("%w: the running program %s is from another build: change it with the tapgate that "+
-				"made it, or run \"tapgate detach\" and apply again", ErrState, name)
+			return fmt.Errorf("%w: the running program %s is from another build: put this one's programs in place, "+
+				"without a gap, with \"tapgate upgrade\", or use the tapgate that made it", ErrState, name)
 		}
 	}
 	return nil

@@ -43,6 +43,10 @@ type Status struct {
 	Gateway  *GatewayStatus  `json:"gateway,omitempty"` // nil: it only copies
 	Programs []ProgramStatus `json:"programs,omitempty"`
 	Problems []string        `json:"problems"`
+	// Pending, if not nil: what is in force goes back by itself unless it is confirmed.
+	Pending *Pending `json:"pending,omitempty"`
+	// Returned, if not nil: the last change was not confirmed.
+	Returned *Returned `json:"returned,omitempty"`
 }
 
 // MemberStatus is one interface of the configuration.
@@ -112,11 +116,15 @@ func (g *Gateway) Status() (*Status, error) {
 	s := &Status{
 		Netns: strconv.FormatUint(g.ns.inode, 10), State: g.dir, Layout: g.active.Layout, Slot: int(g.slot),
 		Serial: g.active.Serial, Applied: g.active.Applied.Format(time.RFC3339),
+		Pending: g.Pending(), Returned: g.Returned(),
 		Members: []MemberStatus{}, Mirrors: []MirrorStatus{}, Links: []LinkStatus{}, Problems: append([]string{}, g.moved...),
 	}
 	err := g.ns.do(func() error {
-		return errors.Join(g.statusMembers(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s), g.statusGateway(s), g.statusPrograms(s))
+		return errors.Join(g.statusMembers(s), g.statusAddresses(s), g.statusMirrors(s), g.statusLinks(s), g.statusCopies(s), g.statusGateway(s), g.statusPrograms(s))
 	})
+	if sameBuild(g.programs) != nil {
+		s.Problems = append(s.Problems, "the programs in force are of another build: \"tapgate upgrade\" puts this one's in place, without a gap")
+	}
 	return s, err
 }
 

@@ -103,6 +103,9 @@ func (g *Gateway) statusGateway(s *Status) error {
 		return err
 	}
 	s.Gateway = gs
+	if gs.Flows >= gs.MaxFlows {
+		s.Problems = append(s.Problems, fmt.Sprintf("the flow table is full (%d flows): new connections are refused until some end; max_flows under nat makes it larger", gs.Flows))
+	}
 	var problem string
 	if gs.Reorders, problem = g.statusReassembly(); problem != "" {
 		s.Problems = append(s.Problems, problem)

@@ -175,11 +175,8 @@ func effectsOf(key string) (list []sysctlEffect) {
 // setSysctls sets what the generation in force needs and noteSysctls has noted, also
 // where somebody has changed it since.
 func (g *Gateway) setSysctls() error {
-	if g.active.Gateway == nil || g.active.Gateway.KeepSysctls {
-		return nil
-	}
 	var errs []error
-	for _, s := range g.active.Gateway.Sysctls {
+	for _, s := range g.neededSysctls() {
 		if now, err := s.read(); err != nil || now == s.Value || g.journal.sysctl(s) == nil {
 			continue // gone with its interface, as it shall be, or not noted yet
 		}
@@ -230,7 +227,17 @@ func (g *Gateway) restoreSysctls() error {
 }
 
 func (g *Gateway) needsSysctl(s sysctl) bool {
-	return g.active.Gateway != nil && !g.active.Gateway.KeepSysctls && slices.ContainsFunc(g.active.Gateway.Sysctls, s.same)
+	return slices.ContainsFunc(g.neededSysctls(), s.same)
+}
+
+// neededSysctls are those of the live generations that are ours to set.
+func (g *Gateway) neededSysctls() (list []sysctl) {
+	for _, gen := range g.live() {
+		if gen.Gateway != nil && !gen.Gateway.KeepSysctls {
+			list = append(list, gen.Gateway.Sysctls...)
+		}
+	}
+	return list
 }
 
 func (e sysctlEntry) restore() error {

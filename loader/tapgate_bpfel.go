@@ -141,6 +141,43 @@ const (
 	tapgateTgLifeTG_LIFE_DELETED tapgateTgLife = 4
 )
 
+type tapgateTgLogEnd struct {
+	_          structs.HostLayout
+	Flow       tapgateTgLogStart
+	Last       uint64
+	PacketsOut uint64
+	BytesOut   uint64
+	PacketsIn  uint64
+	BytesIn    uint64
+}
+
+type tapgateTgLogStart struct {
+	_           structs.HostLayout
+	When        uint64
+	Inside      tapgateTgTuple
+	Outside     tapgateTgTuple
+	Created     uint32
+	Rule        uint32
+	What        uint8
+	Origin      uint8
+	InsideZone  uint8
+	OutsideZone uint8
+	Pad         uint32
+}
+
+type tapgateTgLogWhat uint32
+
+const (
+	tapgateTgLogWhatTG_LOG_START tapgateTgLogWhat = 1
+	tapgateTgLogWhatTG_LOG_END   tapgateTgLogWhat = 2
+)
+
+type tapgateTgLost struct {
+	_      structs.HostLayout
+	Starts uint64
+	Ends   uint64
+}
+
 type tapgateTgMember struct {
 	_       structs.HostLayout
 	Role    tapgateTgRole
@@ -529,6 +566,8 @@ const (
 	tapgateMapTgHosts           = "tg_hosts"
 	tapgateMapTgIdle            = "tg_idle"
 	tapgateMapTgIpIds           = "tg_ip_ids"
+	tapgateMapTgLog             = "tg_log"
+	tapgateMapTgLogLost         = "tg_log_lost"
 	tapgateMapTgMembers         = "tg_members"
 	tapgateMapTgMembers0        = "tg_members_0"
 	tapgateMapTgMirrorLed       = "tg_mirror_led"
@@ -571,6 +610,7 @@ const (
 	tapgateVarTgEnums           = "tg_enums"
 	tapgateVarTgGateEnums       = "tg_gate_enums"
 	tapgateVarTgHaveCheckMtu    = "tg_have_check_mtu"
+	tapgateVarTgLogTypes        = "tg_log_types"
 	tapgateVarTgSecret          = "tg_secret"
 )
 
@@ -644,6 +684,8 @@ type tapgateMapSpecs struct {
 	TgHosts           *ebpf.MapSpec `ebpf:"tg_hosts"`
 	TgIdle            *ebpf.MapSpec `ebpf:"tg_idle"`
 	TgIpIds           *ebpf.MapSpec `ebpf:"tg_ip_ids"`
+	TgLog             *ebpf.MapSpec `ebpf:"tg_log"`
+	TgLogLost         *ebpf.MapSpec `ebpf:"tg_log_lost"`
 	TgMembers         *ebpf.MapSpec `ebpf:"tg_members"`
 	TgMembers0        *ebpf.MapSpec `ebpf:"tg_members_0"`
 	TgMirrorLed       *ebpf.MapSpec `ebpf:"tg_mirror_led"`
@@ -683,6 +725,7 @@ type tapgateVariableSpecs struct {
 	TgEnums        *ebpf.VariableSpec `ebpf:"tg_enums"`
 	TgGateEnums    *ebpf.VariableSpec `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.VariableSpec `ebpf:"tg_have_check_mtu"`
+	TgLogTypes     *ebpf.VariableSpec `ebpf:"tg_log_types"`
 	TgSecret       *ebpf.VariableSpec `ebpf:"tg_secret"`
 }
 
@@ -719,6 +762,8 @@ type tapgateMaps struct {
 	TgHosts           *ebpf.Map `ebpf:"tg_hosts"`
 	TgIdle            *ebpf.Map `ebpf:"tg_idle"`
 	TgIpIds           *ebpf.Map `ebpf:"tg_ip_ids"`
+	TgLog             *ebpf.Map `ebpf:"tg_log"`
+	TgLogLost         *ebpf.Map `ebpf:"tg_log_lost"`
 	TgMembers         *ebpf.Map `ebpf:"tg_members"`
 	TgMembers0        *ebpf.Map `ebpf:"tg_members_0"`
 	TgMirrorLed       *ebpf.Map `ebpf:"tg_mirror_led"`
@@ -766,6 +811,8 @@ func (m *tapgateMaps) Close() error {
 		m.TgHosts,
 		m.TgIdle,
 		m.TgIpIds,
+		m.TgLog,
+		m.TgLogLost,
 		m.TgMembers,
 		m.TgMembers0,
 		m.TgMirrorLed,
@@ -806,6 +853,7 @@ type tapgateVariables struct {
 	TgEnums        *ebpf.Variable `ebpf:"tg_enums"`
 	TgGateEnums    *ebpf.Variable `ebpf:"tg_gate_enums"`
 	TgHaveCheckMtu *ebpf.Variable `ebpf:"tg_have_check_mtu"`
+	TgLogTypes     *ebpf.Variable `ebpf:"tg_log_types"`
 	TgSecret       *ebpf.Variable `ebpf:"tg_secret"`
 }
 

@@ -26,6 +26,7 @@ type address struct {
 	usable bool         // can be a sender: not deprecated and not a duplicate
 	// What else tells the address that stands for an interface outside.
 	global, primary bool // of global scope; neither secondary nor temporary nor being tried
+	gone            bool // it is only remembered (resolve_again.go)
 }
 
 // readTopology reads the namespace that the calling thread is in.

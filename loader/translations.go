@@ -1,10 +1,9 @@
 package loader
 
 import (
-	"errors"
 	"fmt"
-	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
@@ -12,7 +11,7 @@ import (
 // TranslationEvent says that a translation has started or ended, or was there when
 // somebody began to look.
 type TranslationEvent struct {
-	Time    time.Time `json:"time"`  // of the start; for "end" and "present", of the look that found it
+	Time    time.Time `json:"time"`  // of the packet that began it; "end": when it left the table; "present": of the look
 	Event   string    `json:"event"` // "start", "end", "present"
 	Proto   string    `json:"proto"`
 	Inside  string    `json:"inside"`  // as in Flow
@@ -24,11 +23,11 @@ type TranslationEvent struct {
 	OutsideZone string    `json:"outside_zone"`
 	Origin      string    `json:"origin"`
 	Rule        string    `json:"rule,omitempty"`
-	Started     time.Time `json:"started"`
+	Started     time.Time `json:"started"` // to 17 ms, and the same in all events of one translation
 	*TranslationTotals
 }
 
-// TranslationTotals are what the last look at a translation has seen of it.
+// TranslationTotals are what there is to say of a translation that has ended.
 type TranslationTotals struct {
 	Last       time.Time `json:"last"` // its last packet
 	PacketsOut uint64    `json:"packets_out"`
@@ -37,187 +36,100 @@ type TranslationTotals struct {
 	BytesIn    uint64    `json:"bytes_in"`
 }
 
-// Translations finds starts and ends by comparing the flow table with what it was
-// at the look before: what is shorter than the time between two looks is not seen.
-type Translations struct {
-	known map[tapgateTgTuple]*translation // by the outside half's key
-	round uint64
-	names flowNames
+// eventMaker makes events of what programs tell, with names, and with times of the
+// wall clock.
+type eventMaker struct {
+	names *knownNames
+	// base is the wall clock's time of boot time 0, ns since 1970.
+	base int64
 }
 
-// NewTranslations knows of none: the first look finds those that are present.
-func NewTranslations() *Translations {
-	return &Translations{known: map[tapgateTgTuple]*translation{}}
+// clockSteady is how far the wall clock may move, since it is steered, before it
+// counts as set: a translation has the same start in both its lines until then.
+const clockSteady = 20 * time.Millisecond
+
+func (m *eventMaker) setClock() {
+	base := time.Now().UnixNano() - int64(bootTime())
+	if d := time.Duration(base - m.base); d > clockSteady || d < -clockSteady {
+		m.base = base
+	}
 }
 
-// translation is what an event needs, some 200 bytes.
-type translation struct {
-	inKey                 tapgateTgTuple
-	created               uint32 // of the outside half: another one is another flow
-	started               int64  // the same by the wall clock, in ms, once it is told
-	told                  bool
-	round                 uint64 // of the look that has seen it last
-	insideZone, outerZone uint8
-	origin                uint8
-	rule                  uint32
-	in, out               halfTotals
+func (m *eventMaker) at(boot uint64) time.Time {
+	return time.Unix(0, m.base+int64(boot)).UTC().Round(time.Millisecond)
 }
 
-type halfTotals struct {
-	created              uint32
-	last, packets, bytes uint64
+func (m *eventMaker) event(what string, e *tapgateTgLogEnd) TranslationEvent {
+	f := &e.Flow
+	names := m.names.names(f.Rule)
+	event := TranslationEvent{
+		Time: m.at(f.When), Event: what, Proto: flowProtoName(f.Inside.Proto),
+		Inside: endpointText(f.Inside.Src, f.Inside.Sport), Outside: endpointText(f.Outside.Dst, f.Outside.Dport),
+		Remote:     endpointText(f.Outside.Src, f.Outside.Sport),
+		InsideZone: names.zones[f.InsideZone], OutsideZone: names.zones[f.OutsideZone], Origin: originName(f.Origin), Rule: names.rules[f.Rule],
+		Started: m.at(atCoarse(f.Created, f.When)),
+	}
+	if asked := endpointText(f.Inside.Dst, f.Inside.Dport); asked != event.Remote {
+		event.Asked = asked
+	}
+	if what == "end" {
+		event.TranslationTotals = &TranslationTotals{
+			Last: m.at(max(e.Last, atCoarse(f.Created, f.When))), PacketsOut: e.PacketsOut, BytesOut: e.BytesOut, PacketsIn: e.PacketsIn, BytesIn: e.BytesIn,
+		}
+	}
+	return event
 }
 
-func totalsOf(h *tapgateTgSession) halfTotals {
-	return halfTotals{created: h.Created, last: h.Last, packets: h.Packets, bytes: h.Bytes}
+// decodeTranslation reads what programs tell: a start is the first part of an end. It
+// is copied as it is, since package binary takes longer than all the rest.
+func decodeTranslation(raw []byte) (e tapgateTgLogEnd, err error) {
+	if len(raw) != int(unsafe.Sizeof(e)) && len(raw) != int(unsafe.Sizeof(e.Flow)) {
+		return e, fmt.Errorf("an event of %d bytes: it is not of this tapgate's programs", len(raw))
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e)), raw)
+	return e, nil
 }
 
 func isTranslated(in, out *tapgateTgTuple) bool {
 	return in.Src != out.Dst || in.Dst != out.Src || in.Sport != out.Dport || in.Dport != out.Sport
 }
 
-// Gone tells the ends of all: the gateway is no longer there.
-func (t *Translations) Gone() (events []TranslationEvent) {
-	c := newEventClock(t.names)
-	for key, f := range t.known {
-		if f.told {
-			events = append(events, c.event("end", key, f))
+// translationsIn reads the translations that have started and of which no end has
+// been told, with what their halves have counted.
+func translationsIn(sessions *ebpf.Map) (map[tapgateTgTuple]*tapgateTgLogEnd, error) {
+	all := map[tapgateTgTuple]*tapgateTgLogEnd{} // by the outside half's key
+	of := func(key tapgateTgTuple) *tapgateTgLogEnd {
+		if all[key] == nil {
+			all[key] = &tapgateTgLogEnd{}
 		}
+		return all[key]
 	}
-	clear(t.known)
-	return inOrder(events)
-}
-
-// Translations tidies the flow table up and tells what has started and ended since
-// the look before.
-func (g *Gateway) Translations(t *Translations) (events []TranslationEvent, err error) {
-	if g.active.Gateway == nil {
-		return t.Gone(), nil
-	}
-	if err := g.Sweep(); err != nil {
-		return nil, err
-	}
-	start := "start"
-	if t.round == 0 {
-		start = "present"
-	}
-	t.round++
-	t.names = g.flowNames()
-	c := newEventClock(t.names)
-	err = eachElement(g.maps[tapgateMapTgSessions], func(key *tapgateTgTuple, h *tapgateTgSession) {
+	err := eachElement(sessions, func(key *tapgateTgTuple, h *tapgateTgSession) {
 		if !isTranslated(key, &h.Other) {
 			return
 		}
 		if h.Half == uint8(tapgateTgHalfTG_HALF_INSIDE) {
-			t.seeInside(key, h)
-		} else if ended := t.seeOutside(key, h); ended != nil {
-			events = append(events, c.event("end", *key, ended))
+			e := of(h.Other)
+			e.Last, e.PacketsOut, e.BytesOut = max(e.Last, h.Last), h.Packets, h.Bytes
+			return
+		}
+		if tapgateTgLife(h.Life) == tapgateTgLifeTG_LIFE_DELETED || h.Flags&flowStillborn != 0 {
+			return
+		}
+		e := of(*key)
+		e.Last, e.PacketsIn, e.BytesIn = max(e.Last, h.Last), h.Packets, h.Bytes
+		e.Flow = tapgateTgLogStart{
+			Created: h.Created, Inside: h.Other, Outside: *key,
+			Rule: uint32(h.Rule), What: uint8(tapgateTgLogWhatTG_LOG_START), Origin: h.Origin, InsideZone: h.InsideZone, OutsideZone: h.OutsideZone,
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the flows: %w", err)
 	}
-	for key, f := range t.known {
-		switch here := f.round == t.round; {
-		case here && !f.told:
-			f.told, f.started = true, c.at(atCoarse(f.created, c.boot)).UnixMilli()
-			events = append(events, c.event(start, key, f))
-		case here:
-		case f.told && g.stillLives(key, f.created): // the table moved while it was read
-		default:
-			if f.told {
-				events = append(events, c.event("end", key, f))
-			}
-			delete(t.known, key)
+	for key, e := range all {
+		if e.Flow.What == 0 { // its outside half is not there, or not to be told
+			delete(all, key)
 		}
 	}
-	return inOrder(events), nil
-}
-
-// seeInside notes what the inside half has counted; which flow it belongs to, the
-// outside half says.
-func (t *Translations) seeInside(key *tapgateTgTuple, h *tapgateTgSession) {
-	f := t.known[h.Other]
-	if f == nil {
-		f = &translation{inKey: *key}
-		t.known[h.Other] = f
-	}
-	if !f.told || f.in.created == h.Created && f.inKey == *key {
-		f.inKey, f.in = *key, totalsOf(h)
-	}
-}
-
-// seeOutside notes that a flow is there. It returns the one that had its place.
-func (t *Translations) seeOutside(key *tapgateTgTuple, h *tapgateTgSession) (ended *translation) {
-	life, f := tapgateTgLife(h.Life), t.known[*key]
-	switch {
-	case life == tapgateTgLifeTG_LIFE_NEW, life == tapgateTgLifeTG_LIFE_LIVE:
-	case life == tapgateTgLifeTG_LIFE_DYING && f != nil && f.told: // a packet may bring it back
-	default:
-		return nil
-	}
-	if f != nil && f.told && f.created != h.Created {
-		ended, f = f, nil
-	}
-	if f == nil {
-		f = &translation{inKey: h.Other}
-		t.known[*key] = f
-	}
-	f.round, f.created, f.out = t.round, h.Created, totalsOf(h)
-	f.insideZone, f.outerZone, f.origin, f.rule = h.InsideZone, h.OutsideZone, h.Origin, uint32(h.Rule)
-	if !f.told {
-		f.inKey = h.Other
-	}
-	return ended
-}
-
-// stillLives asks for one flow.
-func (g *Gateway) stillLives(key tapgateTgTuple, created uint32) bool {
-	var h tapgateTgSession
-	err := g.maps[tapgateMapTgSessions].Lookup(key, &h)
-	life := tapgateTgLife(h.Life)
-	return !errors.Is(err, ebpf.ErrKeyNotExist) && h.Created == created &&
-		(life == tapgateTgLifeTG_LIFE_NEW || life == tapgateTgLifeTG_LIFE_LIVE || life == tapgateTgLifeTG_LIFE_DYING)
-}
-
-// eventClock makes events, with times of the wall clock.
-type eventClock struct {
-	names flowNames
-	now   time.Time
-	boot  uint64
-}
-
-func newEventClock(names flowNames) eventClock {
-	return eventClock{names, time.Now().UTC().Round(time.Millisecond), bootTime()}
-}
-
-func (c eventClock) at(boot uint64) time.Time {
-	return c.now.Add(time.Duration(int64(boot) - int64(c.boot))).Round(time.Millisecond)
-}
-
-func (c eventClock) event(what string, key tapgateTgTuple, f *translation) TranslationEvent {
-	e := TranslationEvent{
-		Time: c.now, Event: what, Proto: flowProtoName(key.Proto),
-		Inside: endpointText(f.inKey.Src, f.inKey.Sport), Outside: endpointText(key.Dst, key.Dport), Remote: endpointText(key.Src, key.Sport),
-		InsideZone: c.names.zones[f.insideZone], OutsideZone: c.names.zones[f.outerZone], Origin: originName(f.origin), Rule: c.names.rules[f.rule],
-		Started: time.UnixMilli(f.started).UTC(),
-	}
-	if asked := endpointText(f.inKey.Dst, f.inKey.Dport); asked != e.Remote {
-		e.Asked = asked
-	}
-	switch what {
-	case "start":
-		e.Time = e.Started
-	case "end":
-		e.TranslationTotals = &TranslationTotals{
-			Last: c.at(max(f.in.last, f.out.last, atCoarse(f.created, c.boot))), PacketsOut: f.in.packets, BytesOut: f.in.bytes, PacketsIn: f.out.packets, BytesIn: f.out.bytes,
-		}
-	}
-	return e
-}
-
-// inOrder sorts by time: starts lie before the look that found them.
-func inOrder(events []TranslationEvent) []TranslationEvent {
-	slices.SortStableFunc(events, func(a, b TranslationEvent) int { return a.Time.Compare(b.Time) })
-	return events
+	return all, nil
 }

@@ -32,7 +32,7 @@ func TestVerifierBudget(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to load programs")
 	}
-	spec, err := programSpecs()
+	spec, err := programSpecs(0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,9 +6,10 @@ set -euo pipefail
 
 wanted=(
   clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev bpftool # generate, lint, look
-  shellcheck jq ca-certificates                                      # lint, count, Go modules
+  shellcheck jq ca-certificates curl                                 # lint, count, Go modules, web
   iproute2 iputils-ping ethtool nftables iptables procps             # networks
   firewalld dbus-daemon                                              # a host's own firewall
+  dnsmasq-base udhcpc                                                # a provider's DHCP and advertisements
   prometheus                                                         # metrics, alert rules
   tcpdump tshark tcpreplay iperf3 strace                             # traffic, captures
   openssh-server openssh-client tmux                                 # the SSH connection in use

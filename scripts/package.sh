@@ -42,12 +42,17 @@ build() { # GOARCH FILE
 # One that runs here writes what is the same for all.
 build "$(go env GOHOSTARCH)" "$dir/tapgate"
 share=$dir/share
-mkdir -p "$share"/{man/man8,bash-completion/completions,zsh/vendor-completions,zsh/site-functions,fish/vendor_completions.d,doc/tapgate/monitoring}
-"$dir/tapgate" man "$share/man/man8"
-gzip -9n "$share"/man/man8/*.8
+mkdir -p "$share"/{bash-completion/completions,zsh/vendor-completions,zsh/site-functions,fish/vendor_completions.d,doc/tapgate/monitoring,tapgate}
+"$dir/tapgate" man "$dir/man"
+for section in 5 7 8; do
+  mkdir -p "$share/man/man$section"
+  mv "$dir"/man/*."$section" "$share/man/man$section/"
+done
+gzip -9n "$share"/man/man?/*
 "$dir/tapgate" completion bash >"$share/bash-completion/completions/tapgate"
 "$dir/tapgate" completion fish >"$share/fish/vendor_completions.d/tapgate.fish"
 "$dir/tapgate" completion zsh >"$dir/_tapgate"
+"$dir/tapgate" config schema >"$share/tapgate/tapgate.schema.json"
 cp README.md scripts/package/tapgate.yaml "$share/doc/tapgate/"
 cp LICENSE "$share/doc/tapgate/copyright"
 cp LICENSES/* "$share/doc/tapgate/"

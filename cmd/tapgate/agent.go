@@ -21,6 +21,7 @@ type agentFlags struct {
 	listenGiven bool
 	logFlows    string
 	measure     bool
+	log         logFlags
 }
 
 func newAgentCommand(e *env, g *globals) *cobra.Command {
@@ -28,19 +29,27 @@ func newAgentCommand(e *env, g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Follow outside addresses and links, and serve metrics, until it is ended",
-		Long: `Runs until SIGTERM or SIGINT and keeps the gateway in step with its interfaces:
-an outside address that changes is used at once, and an interface that comes back
-gets its programs again. It never reads the configuration file. Traffic does not
-depend on it: whenever it ends, all stays as it is. It logs to standard error.
+		Long: `Runs until SIGTERM or SIGINT and keeps what is in force true: an outside address
+that changes is used at once, an interface that comes back, or is another one now,
+gets its programs again within a fraction of a second, networks inside and the
+addresses towards the sensor are followed, and a sensor that was replaced is found
+within half a second. What somebody else has changed of what the gateway needs
+(forwarding, connection tracking, the checksum offload towards the sensor, our
+programs) is set back within 5 s, with a line in the log. Flows whose outside address
+is lost go on if it comes back before another one does, or within a minute. It never
+reads the configuration file. Traffic does not depend on it: whenever it ends, all
+stays as it is. It logs to standard error.
 
 It serves metrics for Prometheus at http://ADDR/metrics, in the network namespace
 that it runs in, and at /healthz whether it works (200 or 503). Everybody who may
 reach the address may read them: another one than loopback's needs a firewall.
 
 --log-flows writes the start and the end of every translation as a line of JSON,
-and at its beginning those that are present. It looks once a second, less often if
-a look takes longer than a tenth of that: what is shorter may be missed. SIGHUP
-opens the file anew, for logrotate, and looks at all interfaces at once.
+and at its beginning those that are present. The programs themselves tell it of each,
+however short. What comes faster than it can be written is counted, and a line
+"lost" says how many are missing; so it is for an agent that was killed, by the
+next one. SIGHUP opens the file anew, for logrotate, and looks at all interfaces at
+once.
 
 It keeps only the capabilities that it needs: files must be root's to write.`,
 		Example: `  tapgate agent
@@ -57,11 +66,7 @@ It keeps only the capabilities that it needs: files must be root's to write.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			level := slog.LevelInfo
-			if g.verbose {
-				level = slog.LevelDebug
-			}
-			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+			log := slog.New(auditHandler{f.log.handler(e.stderr, g.verbose), func(line string) { e.auditAgent(opt, []string{line}, 0) }})
 			if e.backend == nil { // never in a test's process
 				if err := shedCapabilities(opt.Netns); err != nil {
 					log.Warn("goes on with all its capabilities", "error", err)
@@ -78,6 +83,8 @@ It keeps only the capabilities that it needs: files must be root's to write.`,
 	p := cmd.Flags()
 	p.StringVar(&f.listen, "listen", defaultListen, "serve metrics at `ADDR:PORT`; \"\" for not at all")
 	p.StringVar(&f.logFlows, "log-flows", "", "write starts and ends of translations to `FILE`, \"-\" for standard output")
+	p.StringVar(&f.log.format, "log-format", logText, "how lines of the log look: `FORMAT` text or json")
+	p.StringVar(&f.log.level, "log-level", "info", "write lines of this `LEVEL` and above: debug, info, warn, error; -v is debug")
 	p.BoolVar(&f.measure, "measure-programs", false, "have the kernel measure the time that programs take, which costs some")
 	return cmd
 }
@@ -85,7 +92,7 @@ It keeps only the capabilities that it needs: files must be root's to write.`,
 // agent follows until ctx ends, which is no error. What else it does must not
 // keep it from following.
 func (e *env) agent(ctx context.Context, hup <-chan os.Signal, opt loader.Options, f *agentFlags, log *slog.Logger) (err error) {
-	a := &agent{env: e, opt: opt, log: log, again: make(chan struct{}, 1), reopen: make(chan struct{}, 1), following: make(chan struct{}), notify: newNotifier(log)}
+	a := &agent{env: e, opt: opt, log: log, again: make(chan struct{}, 1), following: make(chan struct{}), notify: newNotifier(log)}
 	if f.measure {
 		closer, err := loader.MeasurePrograms()
 		if err != nil {
@@ -125,15 +132,15 @@ func (e *env) agent(ctx context.Context, hup <-chan os.Signal, opt loader.Option
 
 // agent is one that runs.
 type agent struct {
-	env           *env
-	opt           loader.Options
-	log           *slog.Logger
-	again, reopen chan struct{}
-	following     chan struct{} // closed with the first look
-	first         sync.Once
-	health        health
-	notify        *notifier
-	flows         *flowLog
+	env       *env
+	opt       loader.Options
+	log       *slog.Logger
+	again     chan struct{}
+	following chan struct{} // closed with the first look
+	first     sync.Once
+	health    health
+	notify    *notifier
+	flows     *flowLog // nil: none
 }
 
 // looked is called every few seconds for as long as the agent works.
@@ -153,11 +160,12 @@ func (a *agent) reload(ctx context.Context, hup <-chan os.Signal) {
 		}
 		a.log.Info("reloading")
 		a.notify.reloading()
-		for _, c := range []chan struct{}{a.reopen, a.again} {
-			select {
-			case c <- struct{}{}:
-			default: // it has not come to it since the last one
-			}
+		if a.flows != nil {
+			a.flowTrouble(a.flows.reopen())
+		}
+		select {
+		case a.again <- struct{}{}:
+		default: // it has not come to it since the last one
 		}
 		a.notify.say("READY=1")
 	}
@@ -174,7 +182,7 @@ func (e *env) reapply(opt loader.Options, log *slog.Logger) (err error) {
 	if err != nil {
 		return fmt.Errorf("what is in force was applied by another tapgate: %v", err)
 	}
-	result, err := gw.Apply(doc.Config)
+	result, err := gw.Reapply(doc.Config)
 	if err != nil {
 		return err
 	}
@@ -184,6 +192,7 @@ func (e *env) reapply(opt loader.Options, log *slog.Logger) (err error) {
 	for _, c := range result.Changes {
 		log.Info(c)
 	}
+	e.auditAgent(opt, result.Changes, result.Serial)
 	return nil
 }
 

@@ -17,7 +17,7 @@ import (
 	"tapgate/loader"
 )
 
-func translationEvents(event string, n int) (events []loader.TranslationEvent) {
+func translationNews(event string, n int) (news loader.TranslationNews) {
 	at := time.Date(2026, 11, 22, 19, 0, 0, 0, time.UTC)
 	for range n {
 		e := loader.TranslationEvent{
@@ -27,9 +27,9 @@ func translationEvents(event string, n int) (events []loader.TranslationEvent) {
 		if event == "end" {
 			e.TranslationTotals = &loader.TranslationTotals{Last: at, PacketsOut: 1}
 		}
-		events = append(events, e)
+		news.Events = append(news.Events, e)
 	}
-	return events
+	return news
 }
 
 // Every line is an object of its own, however many there are, and a start has
@@ -40,7 +40,7 @@ func TestFlowLogLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(l.mark("begin"), l.write(translationEvents("start", 1000)), l.write(translationEvents("end", 1)), l.reopen()); err != nil {
+	if err := errors.Join(l.mark("begin"), l.tell(translationNews("start", 1000)), l.tell(translationNews("end", 1)), l.reopen()); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
@@ -80,7 +80,8 @@ func (d *fullDisk) Write(p []byte) (int, error) {
 	return d.Builder.Write(p)
 }
 
-// A line that was cut short spoils none of those behind it.
+// A line that was cut short spoils none of those behind it, and the log says how many
+// events are missing.
 func TestFlowLogFullDisk(t *testing.T) {
 	var disk fullDisk
 	l, err := openFlowLog("-", &disk)
@@ -88,25 +89,41 @@ func TestFlowLogFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk.full = true
-	if err := l.write(translationEvents("start", 1)); !errors.Is(err, io.ErrShortWrite) {
-		t.Fatalf("a full disk: %v", err)
+	lost := loader.TranslationNews{LostStarts: 2, LostEnds: 1}
+	for _, news := range []loader.TranslationNews{translationNews("start", 1), translationNews("end", 4), lost} {
+		if err := l.tell(news); !errors.Is(err, io.ErrShortWrite) {
+			t.Fatalf("a full disk: %v", err)
+		}
 	}
 	disk.full = false
-	if err := errors.Join(l.mark("stop"), l.mark("stop")); err != nil {
+	if err := errors.Join(l.mark("stop"), l.tell(lost), l.mark("stop")); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(disk.String(), "\n"), "\n")
-	if len(lines) != 3 || lines[0] != `{"time":"2`[:10] || !strings.HasSuffix(lines[1], `"event":"stop"}`) || !strings.HasSuffix(lines[2], `"event":"stop"}`) {
-		t.Errorf("%q", lines)
+	want := []string{
+		`{"time":"2`, `{"time":"`, `{"time":"`, `"event":"lost","reason":"unwritten","count":8}`, `"event":"stop"}`,
+		`"event":"lost","reason":"behind","count":3,"starts":2,"ends":1}`, `"event":"stop"}`,
+	}
+	if len(lines) != len(want) {
+		t.Fatalf("%q", lines)
+	}
+	for i, end := range want {
+		if !strings.HasSuffix(lines[i], end) {
+			t.Errorf("line %d: %q, want %q", i, lines[i], end)
+		}
+	}
+	for reason, want := range map[string]float64{lostUnwritten: 5, lostBehind: 6} {
+		if n := testutil.ToFloat64(l.lost.WithLabelValues(reason)); n != want {
+			t.Errorf("%v are counted as %s, want %v", n, reason, want)
+		}
 	}
 }
 
-// The agent writes what each look finds, goes on when there is trouble, and ends the
-// log when it ends.
+// The agent writes what it is told, and ends the log when it ends.
 func TestAgentLogsFlows(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "flows.json")
-	f := &fake{translations: make(chan []loader.TranslationEvent, 1)}
-	f.translations <- translationEvents("present", 2)
+	f := &fake{translations: make(chan loader.TranslationNews, 1)}
+	f.translations <- translationNews("present", 2)
 	f.follow = func(ctx context.Context, _ *slog.Logger, _ func() error) error {
 		f.hooks.Looked(true)
 		f.hooks.Looked(true)

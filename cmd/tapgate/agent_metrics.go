@@ -34,7 +34,7 @@ func (f *agentFlags) check() error {
 			return usagef("--listen %q: must be ADDR:PORT, as %s, or \"\" for no metrics", f.listen, defaultListen)
 		}
 	}
-	return nil
+	return f.log.check()
 }
 
 // health is when the agent has looked last.
@@ -106,7 +106,7 @@ func (a *agent) registry() *prometheus.Registry {
 		return float64(a.health.last.Load()) / 1e9
 	})
 	if a.flows != nil {
-		r.MustRegister(a.flows.lines, a.flows.errors)
+		r.MustRegister(a.flows.lines, a.flows.lost, a.flows.errors)
 	}
 	r.MustRegister(loader.NewCollector(func() (s *loader.Status, err error) {
 		opt := a.opt

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +46,7 @@ func TestAgentReapplies(t *testing.T) {
 	f := &fake{source: gatewayConfig, result: &loader.Result{Changes: []string{"attached to eth3"}, Warnings: []string{"look out"}}}
 	f.follow = func(_ context.Context, _ *slog.Logger, reapply func() error) error { return reapply() }
 	got := call(f, "", "agent")
-	if got.code != 0 || f.gatewayCfg == nil || !reflect.DeepEqual(*f.gatewayCfg, mustParse(t, gatewayConfig).Config) || f.opened != loader.ReadWrite || f.closed != 1 {
+	if got.code != 0 || !slices.Contains(f.calls, "reapply") || f.gatewayCfg == nil || !reflect.DeepEqual(*f.gatewayCfg, mustParse(t, gatewayConfig).Config) || f.opened != loader.ReadWrite || f.closed != 1 {
 		t.Errorf("%+v, config %+v", got, f.gatewayCfg)
 	}
 	for _, want := range []string{`level=INFO msg="attached to eth3"`, `level=WARN msg="look out"`} {
@@ -60,5 +61,36 @@ func TestAgentReapplies(t *testing.T) {
 	f.source, f.applyErr = gatewayConfig, errors.New("no such interface")
 	if got := call(f, "", "agent"); got.code != exitFailed || got.errs != "no such interface" {
 		t.Errorf("what cannot be applied: %+v", got)
+	}
+}
+
+// Lines of the log are for people, or for programs, from a level on.
+func TestAgentLogs(t *testing.T) {
+	follow := func(_ context.Context, log *slog.Logger, _ func() error) error {
+		log.Debug("looked")
+		log.Info("following", "interface", "eth0")
+		log.Warn("trying again later")
+		return nil
+	}
+	for _, c := range []struct{ args, has, hasNot string }{
+		{"", "level=INFO msg=following interface=eth0\n", "looked"},
+		{"-v", "level=DEBUG msg=looked\n", "{"},
+		{"--log-level warn", "level=WARN msg=\"trying again later\"\n", "following"},
+		{"--log-format json", `"level":"INFO","msg":"following","interface":"eth0"}`, "looked"},
+		{"--log-format json --log-level debug", `"level":"DEBUG","msg":"looked"}`, "level="},
+	} {
+		got := call(&fake{follow: follow}, "", append([]string{"agent", "--listen", ""}, strings.Fields(c.args)...)...)
+		if got.code != exitDone || !strings.Contains(got.stderr, c.has) || strings.Contains(got.stderr, c.hasNot) {
+			t.Errorf("%s: %+v", c.args, got)
+		}
+	}
+	for args, want := range map[string]string{
+		"--log-format xml": `--log-format "xml": it is text or json`, "--log-level loud": `--log-level "loud": it is debug, info, warn or error`,
+		"--log-level info+2": `--log-level "info+2": it is debug`,
+	} {
+		got := call(&fake{follow: follow}, "", append([]string{"agent"}, strings.Fields(args)...)...)
+		if got.code != exitUsage || !strings.Contains(got.errs, want) {
+			t.Errorf("%s: %+v", args, got)
+		}
 	}
 }

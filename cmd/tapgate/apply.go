@@ -6,21 +6,24 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
-
-	"tapgate/loader"
 )
 
 const forceConfig = "do what is refused for your own good, as cutting off the SSH connection in use"
 
 func newApplyCommand(e *env, g *globals) *cobra.Command {
-	var file string
 	var force, cutOver bool
+	a := &applying{env: e, g: g}
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Put a configuration file in force",
 		Long: `Puts a configuration file in force: what is missing is created, what is no
 longer named is taken away, traffic is not interrupted. All or nothing. Flows
 that a rule admitted stay when it goes; "tapgate flows flush" ends flows.
+
+What will change is printed first: + added, - removed, ~ changed. --dry-run does no
+more than that. With --confirm 60s all goes back by itself after that time, unless
+"tapgate confirm" comes: the kernel does it, no process and no connection is needed.
+Until then nothing else can be changed.
 
 A host that masquerades the same flows itself is refused, with the command that
 ends it. With --cut-over its open connections go on: apply, then run that command.
@@ -48,26 +51,33 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
         - {via: 192.168.4.2}            # next hop in the dmz
         - {l2: eth2}                    # the frame as it is; optional: mac: ADDR`,
 		Example: `  tapgate apply -f /etc/tapgate/tapgate.yaml
+  tapgate apply -f new.yaml --dry-run
+  tapgate apply -f new.yaml --confirm 60s && tapgate confirm
   generate-config | tapgate apply -f -`,
 		Args: noArgs,
-		RunE: e.privileged(func(*cobra.Command, []string) error {
+		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
 			opt, err := g.options(force)
 			if err != nil {
 				return err
 			}
 			opt.CutOver = cutOver
-			doc, err := e.readConfig(file)
-			if err != nil {
-				return err
+			if cmd.Flags().Changed("confirm") {
+				if err := checkConfirm(a.confirm); err != nil {
+					return err
+				}
+				opt.Confirm = a.confirm
 			}
-			return locate(e.change(func() (*loader.Result, error) {
-				return e.loader().Apply(opt, doc.Config)
-			}), doc.place)
+			return a.run(opt)
 		}),
 	}
-	addFile(cmd, &file)
+	addFile(cmd, &a.file)
+	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "print what would change, and change nothing")
+	cmd.Flags().DurationVar(&a.confirm, "confirm", 0, "go back after this `TIME` (5s to 1h) unless \"tapgate confirm\" comes")
+	cmd.Flags().BoolVar(&a.confirmed, "confirmed", false, "apply what was confirmed last, and FILE only if there is nothing: for the boot")
+	addJSON(cmd, &a.asJSON)
 	addForce(cmd, &force, forceConfig)
 	cmd.Flags().BoolVar(&cutOver, "cut-over", false, "take over from a host that masquerades itself, whose rule goes right after")
+	cmd.MarkFlagsMutuallyExclusive("confirm", "cut-over")
 	return cmd
 }
 

@@ -51,9 +51,11 @@ that says so: a configuration that is in force already is replaced.`,
 				cfg.Mirrors[0].Targets = append(cfg.Mirrors[0].Targets, loader.Target{Via: via})
 			}
 			cfg.Source = formatConfig(cfg)
-			return locate(e.change(func() (*loader.Result, error) {
-				return e.loader().Apply(opt, cfg)
-			}), attachFlag)
+			err = e.change(func() (*loader.Result, error) { return e.loader().Apply(opt, cfg) })
+			if err == nil {
+				e.keepConfirmed(g)
+			}
+			return locate(err, attachFlag)
 		}),
 	}
 	f := cmd.Flags()

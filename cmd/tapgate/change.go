@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,11 @@ import (
 // takes moments and its end is a better place to stop; a second one does, and
 // the next command then puts right what is half done.
 func (e *env) change(f func() (*loader.Result, error)) error {
+	return e.report(e.finish(f))
+}
+
+// finish runs f to its end.
+func (e *env) finish(f func() (*loader.Result, error)) (*loader.Result, error) {
 	signals := make(chan os.Signal, 1)
 	done := make(chan struct{})
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -26,9 +32,8 @@ func (e *env) change(f func() (*loader.Result, error)) error {
 		case <-done:
 		}
 	}()
-	result, err := f()
-	close(done)
-	return e.report(result, err)
+	defer close(done)
+	return f()
 }
 
 // report tells what a change did: changes on stdout, the rest on stderr.
@@ -36,10 +41,14 @@ func (e *env) report(result *loader.Result, err error) error {
 	if result == nil {
 		return err
 	}
+	e.noteResult(result)
 	for _, w := range result.Warnings {
 		e.say("warning: %s", w)
 	}
 	for _, c := range result.Changes {
+		if slices.Contains(e.announced, c) {
+			continue
+		}
 		if _, werr := fmt.Fprintln(e.stdout, c); werr != nil && err == nil {
 			err = fmt.Errorf("done, but writing of it failed: %w", werr)
 		}
@@ -55,13 +64,16 @@ func (e *env) say(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "tapgate: "+format+"\n", args...)
 }
 
-// privileged makes the body of a command that touches the kernel.
+// privileged makes the body of a command that touches the kernel. Those that change
+// something leave a record.
 func (e *env) privileged(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := e.needRoot(); err != nil {
 			return err
 		}
-		return f(cmd, args)
+		err := f(cmd, args)
+		e.audit(cmd, err)
+		return err
 	}
 }
 

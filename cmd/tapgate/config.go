@@ -38,7 +38,11 @@ func parseConfig(file string, text []byte) (*document, error) {
 		return nil, &configError{file, fmt.Sprintf("larger than %d bytes", maxConfig)}
 	}
 	if !utf8.Valid(text) {
-		return nil, &configError{file, "not UTF-8 text"}
+		hint := ""
+		if bytes.HasPrefix(text, []byte("\xff\xfe")) || bytes.HasPrefix(text, []byte("\xfe\xff")) {
+			hint = " but UTF-16: save it as UTF-8"
+		}
+		return nil, &configError{file, "not UTF-8 text" + hint}
 	}
 	// Editors on Windows put a byte order mark first.
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
@@ -71,7 +75,7 @@ func parseConfig(file string, text []byte) (*document, error) {
 				d.Policies = append(d.Policies, r.policy(p))
 			}
 		default:
-			r.failf(e.at, "unknown key %q%s", e.key, didYouMean(e.key, []string{"zones", "nat", "forwarding", "policies", "mirrors"}))
+			r.failf(e.at, "unknown key %+q%s", e.key, didYouMean(e.key, []string{"zones", "nat", "forwarding", "policies", "mirrors"}))
 		}
 	}
 	if len(r.errs) > 0 {
@@ -91,19 +95,19 @@ func (r *yamlReader) zone(e yamlEntry) loader.Zone {
 			hasRole = true
 			role, ok := r.text(f, "a role: "+strings.Join(roles, ", "))
 			if ok && !slices.Contains(roles, role) {
-				r.failf(r.places[f.path], "unknown role %q%s", role, didYouMean(role, roles))
+				r.failf(r.places[f.path], "unknown role %+q%s", role, didYouMean(role, roles))
 			}
 			z.Role = loader.Role(role)
 		case "prefixes":
 			z.Prefixes = r.prefixes(f)
 		default:
-			r.failf(f.at, "unknown key %q in a zone%s", f.key, didYouMean(f.key, []string{"interfaces", "role", "prefixes"}))
+			r.failf(f.at, "unknown key %+q in a zone%s", f.key, didYouMean(f.key, []string{"interfaces", "role", "prefixes"}))
 		}
 	}
 	if !hasRole {
 		z.Role = loader.Role(z.Name)
 		if !slices.Contains(roles, z.Name) {
-			r.failf(e.at, "zone %q: its name is not a role, so say which it has: role: %s", z.Name, strings.Join(roles, " | "))
+			r.failf(e.at, "zone %+q: its name is not a role, so say which it has: role: %s", z.Name, strings.Join(roles, " | "))
 		}
 	}
 	return z
@@ -124,7 +128,7 @@ func (r *yamlReader) mirror(e yamlEntry) loader.Mirror {
 				m.Targets = append(m.Targets, r.target(t))
 			}
 		default:
-			r.failf(f.at, "unknown key %q in a mirror%s", f.key, didYouMean(f.key, []string{"name", "zones", "targets"}))
+			r.failf(f.at, "unknown key %+q in a mirror%s", f.key, didYouMean(f.key, []string{"name", "zones", "targets"}))
 		}
 	}
 	if !hasName {
@@ -162,7 +166,7 @@ func (r *yamlReader) target(e yamlEntry) loader.Target {
 		case "vxlan", "geneve", "gre", "erspan":
 			r.failf(f.at, "%s: not in this version of tapgate, which has via and l2", f.key)
 		default:
-			r.failf(f.at, "unknown key %q in a target%s", f.key, didYouMean(f.key, []string{"via", "l2", "mac"}))
+			r.failf(f.at, "unknown key %+q in a target%s", f.key, didYouMean(f.key, []string{"via", "l2", "mac"}))
 		}
 	}
 	switch {
@@ -178,7 +182,7 @@ func (r *yamlReader) target(e yamlEntry) loader.Target {
 func parseVia(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
-		return a, fmt.Errorf("%q is not an IP address", s)
+		return a, fmt.Errorf("%q is not an IP address%s", s, addressHint(s))
 	}
 	return a.Unmap(), nil
 }

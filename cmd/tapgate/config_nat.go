@@ -15,7 +15,7 @@ import (
 
 // unknown is about a key that is not one of those known.
 func (r *yamlReader) unknown(f yamlEntry, in string, known ...string) {
-	r.failf(f.at, "unknown key %q in %s%s", f.key, in, didYouMean(f.key, known))
+	r.failf(f.at, "unknown key %+q in %s%s", f.key, in, didYouMean(f.key, known))
 }
 
 // missing is about keys without which a rule says nothing.
@@ -235,7 +235,7 @@ func (r *yamlReader) policy(e yamlEntry) loader.Policy {
 			p.To = r.name(f, "the name of a zone")
 		case "proto":
 			var ok bool
-			if p.Proto, ok = r.text(f, "a protocol, as tcp"); ok {
+			if p.Proto, ok = r.text(f, "one protocol, as tcp"); ok {
 				r.value(f, parsePolicyProto(p.Proto))
 			}
 		case "source", "sources":

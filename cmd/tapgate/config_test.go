@@ -92,9 +92,12 @@ func TestParseConfigSmall(t *testing.T) {
 	}
 }
 
-func TestConfigErrors(t *testing.T) {
+type configMistake struct{ name, text, want string }
+
+// configMistakes are wrong files, and what is said of them.
+func configMistakes() []configMistake {
 	zone := "zones:\n  internal: {interfaces: [eth3]}\n"
-	for _, c := range []struct{ name, text, want string }{
+	return []configMistake{
 		{"empty", "", "f: empty; it needs at least zones:"},
 		{"only comments", "# nothing\n", "f: empty; it needs at least zones:"},
 		{"only a byte order mark", "\ufeff", "f: empty; it needs at least zones:"},
@@ -102,7 +105,7 @@ func TestConfigErrors(t *testing.T) {
 		{"not a mapping", "eth0\n", `f:1:1: expected zones:, mirrors: and so on, got "eth0"`},
 		{"a list", "- eth0\n", "f:1:1: expected zones:, mirrors: and so on, got a list"},
 		{"bad syntax", "zones:\n  internal: {interfaces: [eth3}\n", "f:2:31: "},
-		{"tab", "zones:\n\tdmz: {}\n", "f:2:1: found character '\t' that cannot start any token"},
+		{"tab", "zones:\n\tdmz: {}\n", "f:2:1: found character '\t' that cannot start any token; indent with spaces, not tabs"},
 		{"duplicate key", zone + zone, `f:3:1: mapping key "zones" already defined at [1:1]`},
 		{"duplicate zone", zone + "  internal: {interfaces: [eth4]}\n", `f:3:3: mapping key "internal" already defined at [2:3]`},
 		{"second document", zone + "---\n" + zone, "f:4:1: a second document: the configuration must be one"},
@@ -136,7 +139,11 @@ func TestConfigErrors(t *testing.T) {
 		{"several", "zones:\n  app: {}\nmirror: []\n",
 			`f:2:3: zone "app": its name is not a role, so say which it has: role: external | internal | dmz | mgmt` + "\n" +
 				`f:3:1: unknown key "mirror"; did you mean "mirrors"?`},
-	} {
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for _, c := range configMistakes() {
 		_, err := parseConfig("f", []byte(c.text))
 		if err == nil {
 			t.Errorf("%s: no error", c.name)

@@ -18,7 +18,7 @@ func parseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:
-		return a, fmt.Errorf("%q is not an IP address", s)
+		return a, fmt.Errorf("%q is not an IP address%s", s, addressHint(s))
 	case a.Zone() != "":
 		return a, fmt.Errorf("%q: an address here has no interface (%%%s)", s, a.Zone())
 	}
@@ -30,13 +30,13 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	if !strings.Contains(s, "/") {
 		a, err := parseAddr(s)
 		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("%q is not an address or network, as 192.0.2.0/24", s)
+			return netip.Prefix{}, fmt.Errorf("%q is not an address or network, as 192.0.2.0/24%s", s, listHint(s))
 		}
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, fmt.Errorf("%q is not a network, as 192.0.2.0/24", s)
+		return p, fmt.Errorf("%q is not a network, as 192.0.2.0/24%s", s, listHint(s))
 	}
 	if p.Addr().Is4In6() {
 		if p.Bits() < 96 {
@@ -75,7 +75,7 @@ func parsePorts(s string) (loader.PortRange, error) {
 	b, okLast := parsePort(last)
 	switch {
 	case !okFirst || !okLast:
-		return loader.PortRange{}, fmt.Errorf("%q is not a port, 1 to 65535, or a range, as 7000-7009", s)
+		return loader.PortRange{}, fmt.Errorf("%q is not a port, 1 to 65535, or a range, as 7000-7009%s", s, listHint(s))
 	case a > b:
 		return loader.PortRange{}, fmt.Errorf("%q ends before it begins; did you mean %d-%d?", s, b, a)
 	}
@@ -195,7 +195,13 @@ func parseTimeout(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q has no unit; did you mean %ss?", s, s)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%q is not a duration, as 300s or 2h4m", s)
+		hint := ""
+		if days, ok := strings.CutSuffix(s, "d"); ok {
+			if n, err := strconv.Atoi(days); err == nil {
+				hint = fmt.Sprintf("; did you mean %dh?", 24*n)
+			}
+		}
+		return 0, fmt.Errorf("%q is not a duration, as 300s or 2h4m%s", s, hint)
 	}
 	if d <= 0 {
 		return 0, fmt.Errorf("%q: must be above zero", s)

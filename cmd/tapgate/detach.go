@@ -18,7 +18,10 @@ Nothing of others is touched. Flows that tapgate translates end, but for those
 that the host's own NAT goes on with.
 
 Where nothing is attached there is nothing to do, and that is no error, so that
-an interrupted detach can be run again.`,
+an interrupted detach can be run again.
+
+The configuration that was kept for the next boot goes, too. If tapgate.service is
+enabled, that boot applies /etc/tapgate/tapgate.yaml: systemctl disable tapgate.`,
 		Example: `  tapgate detach
   tapgate detach --netns gw`,
 		Args: noArgs,
@@ -30,7 +33,10 @@ an interrupted detach can be run again.`,
 			err = e.change(func() (*loader.Result, error) { return e.loader().Detach(opt) })
 			if errors.Is(err, loader.ErrNotAttached) {
 				e.say("already so: %v", err)
-				return nil
+				err = nil
+			}
+			if err == nil {
+				err = e.forgetConfirmed(g)
 			}
 			return err
 		}),

@@ -62,6 +62,9 @@ func (e *env) edit(g *globals, c *edit) (err error) {
 			e.say("what was applied before does not fit this machine any more: put that right, or apply a configuration that fits")
 		}
 	}
+	if err == nil {
+		e.keepConfirmedOf(g, gw)
+	}
 	if err == nil && c.after != nil {
 		err = c.after(gw)
 	}

@@ -36,9 +36,9 @@ type configError struct {
 
 func (e *configError) Error() string {
 	if e.place == "" {
-		return e.msg
+		return shortened(e.msg)
 	}
-	return e.place + ": " + e.msg
+	return e.place + ": " + shortened(e.msg)
 }
 
 func exitCode(err error) int {

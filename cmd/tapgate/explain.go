@@ -20,7 +20,8 @@ func newExplainCommand(e *env, g *globals) *cobra.Command {
 		Long: `Says what would become of a packet that begins a flow: which zones it comes from
 and goes to, which policy, forward or masquerade rule decides, what it is
 translated to, which way it takes and which mirrors copy it. The rules in force
-are asked, not a file. Nothing is sent.
+are asked, not a file, and as far as it matters the host: its routes, its own
+firewall, whether the neighbour answers. Nothing is sent.
 
 DST is the address that the sender uses: for a forward, that of the gateway.`,
 		Example: `  tapgate explain 192.168.3.2 203.0.113.8 tcp 443

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -18,6 +19,10 @@ type fake struct {
 	status     *loader.Status
 	report     *loader.Report
 	source     string
+	previous   string
+	pending    *loader.Pending
+	returned   *loader.Returned
+	plan       *loader.Plan
 	opened     loader.Mode
 	opt        loader.Options
 	cfg        *loader.Config
@@ -33,11 +38,15 @@ type fake struct {
 	hooks       loader.Follower // of the last Follow
 
 	heaviest     []loader.FlowRate
-	translations chan []loader.TranslationEvent
+	translations chan loader.TranslationNews
 }
 
 func (f *fake) Apply(opt loader.Options, cfg loader.Config) (*loader.Result, error) {
 	f.calls = append(f.calls, "apply")
+	if opt.Planner != nil && f.plan != nil {
+		opt.Planner.Planned(f.plan.Changes)
+	}
+	opt.Planner = nil
 	f.opt, f.cfg = opt, &cfg
 	return f.result, f.applyErr
 }
@@ -63,6 +72,29 @@ func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
 	return f.result, f.err
 }
 
+func (f *fake) DryRun(opt loader.Options, cfg loader.Config) (*loader.Plan, error) {
+	f.calls = append(f.calls, "dry run")
+	f.opt, f.cfg = opt, &cfg
+	return f.plan, f.applyErr
+}
+
+func (f *fake) TakeBack(opt loader.Options) (*loader.Result, error) {
+	f.calls = append(f.calls, "take back")
+	f.opt = opt
+	return f.result, f.applyErr
+}
+
+func (f *fake) Upgrade(opt loader.Options, dryRun bool) (*loader.Result, error) {
+	f.calls = append(f.calls, fmt.Sprintf("upgrade, dry run %v", dryRun))
+	f.opt = opt
+	return f.result, f.err
+}
+
+func (f *fake) SourceInForce(loader.Options) (string, error) {
+	f.calls = append(f.calls, "source")
+	return f.source, nil
+}
+
 func (f *fake) Follow(ctx context.Context, opt loader.Options, hooks loader.Follower) error {
 	f.calls = append(f.calls, "follow")
 	f.opt = opt
@@ -77,9 +109,26 @@ type fakeGateway struct{ *fake }
 
 func (g fakeGateway) Source() string { return g.source }
 
+func (g fakeGateway) Previous() string { return g.previous }
+
+func (g fakeGateway) Pending() *loader.Pending { return g.pending }
+
+func (g fakeGateway) Returned() *loader.Returned { return g.returned }
+
+func (g fakeGateway) Confirm() (*loader.Result, error) {
+	g.calls = append(g.calls, "confirm")
+	g.pending = nil
+	return g.result, g.applyErr
+}
+
 func (g fakeGateway) Apply(cfg loader.Config) (*loader.Result, error) {
 	g.gatewayCfg = &cfg
 	return g.result, g.applyErr
+}
+
+func (g fakeGateway) Reapply(cfg loader.Config) (*loader.Result, error) {
+	g.calls = append(g.calls, "reapply")
+	return g.Apply(cfg)
 }
 
 func (g fakeGateway) Reduce(cfg loader.Config) (*loader.Result, error) {
@@ -110,16 +159,6 @@ func (g fakeGateway) HeaviestFlows(_ *loader.FlowMeter, n int, order loader.Flow
 	return g.heaviest[:min(n, len(g.heaviest))], nil
 }
 
-// Translations gives those of the next look; there are none behind the last.
-func (g fakeGateway) Translations(*loader.Translations) ([]loader.TranslationEvent, error) {
-	select {
-	case events := <-g.translations:
-		return events, nil
-	default:
-		return nil, nil
-	}
-}
-
 func (g fakeGateway) Explain(q loader.Query) (*loader.Explanation, error) {
 	g.query = q
 	return g.explanation, nil
@@ -145,4 +184,16 @@ func call(f *fake, stdin string, args ...string) outcome {
 	}
 	err := run(e, args)
 	return outcome{stdout.String(), stderr.String(), strings.Join(errorLines(err), "\n"), exitCode(err)}
+}
+
+// FollowTranslations tells what it is given.
+func (f *fake) FollowTranslations(ctx context.Context, _ loader.Options, tell func(loader.TranslationNews), _ func(error)) {
+	for {
+		select {
+		case news := <-f.translations:
+			tell(news)
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -226,6 +226,9 @@ func (e *env) flush(g *globals, filter loader.FlowFilter) error {
 			return err
 		}
 		n, err := gw.FlushFlows(filter)
+		if n > 0 {
+			e.noteResult(&loader.Result{Changes: []string{counted(n, "flow") + " flushed"}})
+		}
 		if err == nil && n == 0 {
 			e.say("already so: no such flows")
 			return nil

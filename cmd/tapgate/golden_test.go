@@ -289,7 +289,7 @@ func TestVersion(t *testing.T) {
 		GoVersion: "go1.26.8", Main: debug.Module{Path: "tapgate", Version: "v0.1.0"},
 		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "abc"}, {Key: "vcs.time", Value: "2026-11-22T12:00:00Z"}, {Key: "vcs.modified", Value: "true"}},
 	})
-	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      3\n"
+	want := "tapgate     v0.1.0\nrevision    abc 2026-11-22T12:00:00Z modified\ngo          go1.26.8\nlayout      4\n"
 	if got := v.text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -303,19 +303,22 @@ func TestVersion(t *testing.T) {
 	if err != nil || strings.Contains(string(unknown), "modified") {
 		t.Errorf("without information on the revision: %s, %v", unknown, err)
 	}
-	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 3`) {
+	if got := call(&fake{}, "", "version", "--json"); got.code != 0 || !strings.Contains(got.stdout, `"layout": 4`) {
 		t.Errorf("%+v", got)
 	}
 }
 
-// The layout that version tells is that of the headers.
+// The layout that version tells is that of the headers, and so is what upgrade knows of
+// the programs.
 func TestLayout(t *testing.T) {
 	abi, err := os.ReadFile("../../headers/abi.h")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "\n#define TG_LAYOUT " + strconv.Itoa(loader.Layout) + "\n"; !strings.Contains(string(abi), want) {
-		t.Errorf("headers/abi.h has no %q", want)
+	for name, number := range map[string]int{"LAYOUT": loader.Layout, "HANDOVER": loader.Handover} {
+		if want := "\n#define TG_" + name + " " + strconv.Itoa(number) + "\n"; !strings.Contains(string(abi), want) {
+			t.Errorf("headers/abi.h has no %q", want)
+		}
 	}
 }
 

@@ -140,6 +140,9 @@ func shellWords(line string) (words []string, ok bool) {
 // optionWord is how an option begins, which a negative number does not.
 var optionWord = regexp.MustCompile(`^--?[A-Za-z]`)
 
+// textOptions are followed by a word that may look like an option.
+var textOptions = []string{"--comment", "--log-prefix", "--nflog-prefix"}
+
 // iptablesRule reads the matches and the target of a rule. The action is the name
 // of the target still.
 func iptablesRule(words []string, ipv6 bool) chainRule {
@@ -154,7 +157,11 @@ func iptablesRule(words []string, ipv6 bool) chainRule {
 		}
 		option := words[i]
 		var args []string
-		for i++; i < len(words) && words[i] != "!" && !optionWord.MatchString(words[i]); i++ {
+		if i++; slices.Contains(textOptions, option) && i < len(words) {
+			args = append(args, words[i])
+			i++
+		}
+		for ; i < len(words) && words[i] != "!" && !optionWord.MatchString(words[i]); i++ {
 			args = append(args, words[i])
 		}
 		value := strings.Join(args, " ")

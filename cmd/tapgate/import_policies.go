@@ -53,15 +53,21 @@ func (b *builder) policies() {
 		if r.hook == "forward" && r.dnatted && r.action == "accept" && len(b.nat.Forwards) > 0 && b.dropsForward {
 			b.note("the host accepts forwarded ports by conntrack's dnat state, which ours do not have; tapgate check names the rules to add (%s)", r.text)
 		}
-		if r.hook != "forward" || r.underWay || ends || r.action != "accept" && r.action != "drop" {
+		if r.hook != "forward" || r.underWay || ends || r.action != "accept" && r.action != "drop" && r.action != "return" {
 			continue
 		}
-		if len(r.rest) > 0 {
+		if r.action == "return" {
+			if r.conditional() {
+				b.note("not taken over, an exception from the rules behind it: %s", r.text)
+			}
+			continue
+		}
+		if len(r.rest)+len(r.notDst) > 0 {
 			b.note("still the host's own business: %s", r.text)
 			unclear = unclear || r.action == "accept"
 			continue
 		}
-		if len(r.in)+len(r.out)+len(r.src)+len(r.dst)+len(r.protos) == 0 {
+		if !r.conditional() {
 			ends = true
 			b.dropsForward = r.action == "drop"
 			continue

@@ -35,6 +35,11 @@ type hostRule struct {
 	device  string // that copies leave by as they are
 }
 
+// conditional says that a rule is not for all packets.
+func (r *hostRule) conditional() bool {
+	return len(r.in)+len(r.out)+len(r.src)+len(r.dst)+len(r.notDst)+len(r.protos)+len(r.rest) > 0
+}
+
 // hostChain is a list of rules that others jump to, or that a hook begins with.
 type hostChain struct {
 	hook   string
@@ -70,6 +75,8 @@ func flatten(chains map[string]*hostChain, name string) []hostRule {
 			case !possible:
 			case r.jump != "":
 				walk(r.jump, both, depth+1)
+			case r.action == "return" && depth > 0 && !r.conditional():
+				return // what stands behind it is never met
 			default:
 				all = append(all, both)
 			}

@@ -117,3 +117,40 @@ func TestAddressRange(t *testing.T) {
 		}
 	}
 }
+
+// Exceptions that a chain makes by RETURN are told, as ours have no such; a comment may
+// look like anything.
+func TestImportExceptions(t *testing.T) {
+	const save = `*nat
+:POSTROUTING ACCEPT [0:0]
+-A POSTROUTING -s 192.168.3.0/24 -o eth0 -m comment --comment "-m of the office" -j MASQUERADE
+COMMIT
+*filter
+:FORWARD ACCEPT [0:0]
+:OFFICE - [0:0]
+-A FORWARD -i eth3 -o eth0 -j OFFICE
+-A OFFICE -s 192.168.3.7/32 -j RETURN
+-A OFFICE -p tcp -m tcp --dport 25 -m comment --comment "!" -j DROP
+-A OFFICE -j RETURN
+-A OFFICE -p udp -j DROP
+-A FORWARD ! -d 10.0.0.0/8 -o eth0 -j DROP
+COMMIT
+`
+	im := &imported{links: importLinks()}
+	if err := im.parseIptables("save", save); err != nil {
+		t.Fatal(err)
+	}
+	cfg := im.build()
+	if cfg.NAT == nil || len(cfg.NAT.Masquerades) == 0 || len(cfg.Policies) != 1 || cfg.Policies[0].Accept {
+		t.Errorf("imported: %+v", cfg)
+	}
+	notes := strings.Join(im.notes, "\n")
+	for _, want := range []string{"an exception from the rules behind it: iptables -t filter -A OFFICE -s 192.168.3.7/32 -j RETURN", "host's own business: iptables -t filter -A FORWARD ! -d 10.0.0.0/8"} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("no note %q: %s", want, notes)
+		}
+	}
+	if strings.Count(notes, "iptables") != 2 {
+		t.Errorf("other rules are told of: %s", notes)
+	}
+}

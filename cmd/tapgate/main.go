@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"tapgate/loader"
 )
 
 // env is what a command meets of the outside world, so that tests can call
@@ -16,10 +18,17 @@ type env struct {
 
 	backend     backend
 	missingCaps func() []string
+
+	// auditLog takes a record of each change; nil for none.
+	auditLog func(auditRecord)
+	args     []string      // the command line
+	did      loader.Result // what change has done so far, for the record
+
+	announced []string // changes that were told before they were made
 }
 
 func main() {
-	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, auditLog: systemLog}
 	err := run(e, os.Args[1:])
 	for _, line := range errorLines(err) {
 		fmt.Fprintln(os.Stderr, "tapgate: "+line)
@@ -29,6 +38,7 @@ func main() {
 
 // run is the whole program but for printing the error and the exit code.
 func run(e *env, args []string) error {
+	e.args = args
 	started := false
 	root := newRootCommand(e, &started)
 	root.SetArgs(args)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -8,7 +9,8 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-// newManCommand writes the manual pages that packages hold, one of each command.
+// newManCommand writes the manual pages that packages hold: one of each command, and
+// those of the help topics.
 func newManCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "man DIR",
@@ -27,11 +29,12 @@ func newManCommand() *cobra.Command {
 			}
 			root := cmd.Root()
 			root.DisableAutoGenTag = true // dates make two builds of one source differ
-			return doc.GenManTreeFromOpts(root, doc.GenManTreeOptions{
+			err := doc.GenManTreeFromOpts(root, doc.GenManTreeOptions{
 				Header:           &doc.GenManHeader{Section: "8", Source: "tapgate", Manual: "System Manager's Manual"},
 				Path:             args[0],
 				CommandSeparator: "-",
 			})
+			return errors.Join(err, writeManualPages(args[0]))
 		},
 	}
 }

@@ -18,6 +18,7 @@ import (
 type globals struct {
 	netns       string
 	bpffs       string
+	stateDir    string
 	verbose     bool
 	lockTimeout time.Duration
 	attachKind  attachKind
@@ -55,6 +56,7 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 	g.given = p.Changed
 	p.StringVar(&g.netns, "netns", "", "gateway in this network namespace, a `NAME` under /run/netns or a path")
 	p.StringVar(&g.bpffs, "bpffs", loader.DefaultBPFFS, "mount point of the BPF filesystem")
+	p.StringVar(&g.stateDir, "state-dir", defaultStateDir, "keep what was confirmed in `DIR` for the next boot; with --netns only if given")
 	p.BoolVarP(&g.verbose, "verbose", "v", false, "say more; verifier errors with the whole log")
 	p.DurationVar(&g.lockTimeout, "lock-timeout", 5*time.Second, "how long to wait for another tapgate")
 	p.Var(&g.attachKind, "attach-kind", "auto, tcx or clsact")
@@ -66,6 +68,8 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 		newApplyCommand(e, g),
 		newAttachCommand(e, g),
 		newCheckCommand(e, g),
+		newConfigCommand(e, g),
+		newConfirmCommand(e, g),
 		newDemoCommand(e),
 		newDetachCommand(e, g),
 		newExplainCommand(e, g),
@@ -76,10 +80,16 @@ Exit codes: 0 done or already so, 1 failed, 2 usage or bad config,
 		newMasqueradeCommand(e, g),
 		newMirrorCommand(e, g),
 		newPolicyCommand(e, g),
+		newReportCommand(e, g),
+		newRollbackCommand(e, g),
 		newStatusCommand(e, g),
 		newTopCommand(e, g),
+		newUpgradeCommand(e, g),
 		newVersionCommand(e),
 	)
+	for _, page := range manualPages {
+		root.AddCommand(newTopicCommand(page))
+	}
 	addCompletion(root)
 	markStarted(root, started)
 	return root

@@ -58,7 +58,9 @@ func (e *env) flowsOf(gw gateway, k ruleKind, name string, flush bool) error {
 	filter := loader.FlowFilter{Origin: k.origin, Rule: name}
 	if flush {
 		n, err := gw.FlushFlows(filter)
-		return errors.Join(e.write(fmt.Sprintf("%s of %s %s flushed\n", counted(n, "flow"), k.thing, name)), err)
+		line := fmt.Sprintf("%s of %s %s flushed", counted(n, "flow"), k.thing, name)
+		e.noteResult(&loader.Result{Changes: []string{line}})
+		return errors.Join(e.write(line+"\n"), err)
 	}
 	flows, err := gw.Flows(filter)
 	if err != nil || len(flows) == 0 {

@@ -91,11 +91,18 @@ func orEmpty[T any](s []T) []T {
 }
 
 func statusText(s *loader.Status, verbose bool) string {
-	parts := []string{facts(
+	about := []string{
 		"namespace", s.Netns,
 		"state", s.State,
 		"generation", fmt.Sprintf("%d, change %d, applied %s", s.Slot, s.Serial, s.Applied),
-	)}
+	}
+	if p := s.Pending; p != nil {
+		about = append(about, "pending", fmt.Sprintf("goes back at %s, in %.0f s, unless it is confirmed: tapgate confirm", clockTime(p.Until), p.Left))
+	}
+	if s.Returned != nil {
+		about = append(about, "returned", returnedText(s.Returned))
+	}
+	parts := []string{facts(about...)}
 	parts = append(parts, memberTable(s.Members))
 	if verbose {
 		parts = append(parts, reasonTable(s.Members))

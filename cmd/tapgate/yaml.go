@@ -42,14 +42,16 @@ func (r *yamlReader) parse(text []byte) (ast.Node, error) {
 	var syntax *yaml.SyntaxError
 	switch {
 	case errors.As(err, &syntax) && syntax.Token != nil && syntax.Token.Position != nil:
-		return nil, &configError{placeText(r.file, *syntax.Token.Position), syntax.Message}
+		at := *syntax.Token.Position
+		return nil, &configError{placeText(r.file, at), syntax.Message + syntaxHint(text, at, syntax.Message)}
 	case err != nil:
 		return nil, &configError{r.file, err.Error()}
 	}
 	var root ast.Node
 	for _, doc := range file.Docs {
+		_, directive := doc.Body.(*ast.DirectiveNode) // as %YAML 1.2
 		switch {
-		case doc.Body == nil:
+		case doc.Body == nil, directive:
 		case root != nil:
 			return nil, &configError{placeText(r.file, nodeAt(doc.Body)), "a second document: the configuration must be one"}
 		default:

@@ -86,6 +86,7 @@ func (g *gateMaps) forget(name string) error {
 type session struct {
 	key, other                            model.Tuple
 	half, origin, tcp, bound, fresh, life uint64
+	flags                                 uint64
 	packets, bytes, last, reset           uint64
 }
 
@@ -97,12 +98,12 @@ func (g *gateMaps) sessions() (map[model.Tuple]session, error) {
 	all := map[model.Tuple]session{}
 	s := g.structs["tg_session"]
 	other, half, origin, tcp, bound, fresh, life := s["other"], s["half"], s["origin"], s["tcp"], s["bound"], s["fresh"], s["life"]
-	packets, bytes, last, reset := s["packets"], s["bytes"], s["last"], s["reset"]
+	packets, bytes, last, reset, flags := s["packets"], s["bytes"], s["last"], s["reset"], s["flags"]
 	return all, g.tables["tg_sessions"].each(func(k, v []byte) {
 		t := g.tuple(k)
 		all[t] = session{
 			key: t, other: g.tuple(v[other.at:]),
-			half: half.read(v), origin: origin.read(v), tcp: tcp.read(v), bound: bound.read(v),
+			half: half.read(v), origin: origin.read(v), tcp: tcp.read(v), bound: bound.read(v), flags: flags.read(v),
 			fresh: fresh.read(v), life: life.read(v), packets: packets.read(v), bytes: bytes.read(v),
 			last: last.read(v), reset: reset.read(v),
 		}

@@ -50,7 +50,7 @@ func (l *lockedText) String() string {
 func (g *gate) agent(env []string, args ...string) *runningAgent {
 	g.t.Helper()
 	a := &runningAgent{g: g, log: &lockedText{}}
-	a.cmd = g.Gateway.Command(context.Background(), binary, append([]string{"agent", "--bpffs", g.bpffs}, args...)...)
+	a.cmd = g.Gateway.Command(context.Background(), g.program(), append([]string{"agent", "--bpffs", g.bpffs}, args...)...)
 	a.cmd.Stderr, a.cmd.Env = a.log, append(os.Environ(), env...)
 	if err := a.cmd.Start(); err != nil {
 		g.t.Fatal(err)

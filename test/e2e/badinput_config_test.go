@@ -150,6 +150,7 @@ func (g *gateway) refused(b badInput) {
 
 // Nothing is left half done where nothing was attached.
 func TestBadInputWhereNothingIsAttached(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	for _, b := range badInputs {
 		g.refused(b)
@@ -167,6 +168,7 @@ func TestBadInputWhereNothingIsAttached(t *testing.T) {
 
 // What is in force stays in force.
 func TestBadInputWhereAConfigIsInForce(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	g.resolved()
@@ -197,6 +199,7 @@ func TestBadInputWhereAConfigIsInForce(t *testing.T) {
 // Copying can be ended also where the rest of the configuration could not be
 // applied any more.
 func TestBadInputToDeleteIsNotRefused(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		change []string // "ip" commands in the gateway
@@ -234,6 +237,7 @@ func TestBadInputToDeleteIsNotRefused(t *testing.T) {
 
 // What is warned of for several targets is said once.
 func TestBadInputForcedWarnsOnce(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.ip(g.Gateway, "link set eth2 mtu 1280")
 	if r := g.tapgateIn(example, "apply", "-f", "-", "--force"); r.code != 0 || strings.Count(r.stderr, "skipped as too_big") != 1 {
@@ -247,6 +251,7 @@ func TestBadInputForcedWarnsOnce(t *testing.T) {
 
 // Mistakes about where: the namespace and the BPF filesystem.
 func TestBadInputOfPlaces(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -18,6 +18,7 @@ func injected(calls, fault string) []string {
 
 // A kernel without what tapgate needs: told by name, and nothing is left.
 func TestBadInputKernelLacksAFeature(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Fatal("needs strace, to play a kernel that knows no bpf: ", err)
 	}
@@ -47,6 +48,7 @@ func TestBadInputKernelLacksAFeature(t *testing.T) {
 // Whichever system call of a change fails: the change is done all the same, or
 // refused with a message and undone. A sample of the calls, from the last one on.
 func TestBadInputAnyCallFails(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Fatal("needs strace, to let system calls fail: ", err)
 	}

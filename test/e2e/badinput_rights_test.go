@@ -52,6 +52,7 @@ func readableBinary(t *testing.T) string {
 }
 
 func TestBadInputWithoutRoot(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	copied := readableBinary(t)
 	run := func(words ...string) result { return g.end(exec.Command(words[0], words[1:]...)) }
@@ -119,6 +120,7 @@ func (g *gateway) locked(how string) (pid int, release func()) {
 }
 
 func TestBadInputSecondInstance(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	g.resolved()
@@ -167,6 +169,7 @@ func TestBadInputSecondInstance(t *testing.T) {
 
 // Readers beside a writer see what was or what is, whole, and never fail.
 func TestBadInputReadersBesideAWriter(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	stop, done := make(chan struct{}), make(chan error, 2)

@@ -28,7 +28,6 @@ func (g *gateway) sshd() *sshd {
 		}
 	}
 	config := fmt.Sprintf(`Port 2222
-ListenAddress 0.0.0.0
 HostKey %[1]s/host
 AuthorizedKeysFile %[1]s/user.pub
 PidFile none
@@ -82,6 +81,7 @@ func (s *sshd) run(from *lab.Host, to, line string) result {
 // A remote admin who comes in by what would become the dmz is told so, and not
 // cut off unless he insists; by the management network he may do anything.
 func TestBadInputSSHConnectionCutOff(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	s := g.sshd()
 	g.exchange()

@@ -68,7 +68,7 @@ func TestCommandsOfRules(t *testing.T) {
 	front := netip.AddrPortFrom(g.outside(false), 8080)
 	forward := []string{"forward", "add", "web", "--in", "external", "--proto", "tcp", "--port", "8080", "--to", in.at(false, 80).String()}
 
-	g.says(g.must(forward...), "added: forward web: tcp 8080 of zone external to "+in.at(false, 80).String())
+	g.says(g.must(forward...), "+ forward web: tcp 8080 of zone external to "+in.at(false, 80).String())
 	g.says(g.must(forward...), `already so: forward "web" is `)
 	through := g.accept(out, 5000, front, in, 80)
 	through.talk()
@@ -84,7 +84,7 @@ func TestCommandsOfRules(t *testing.T) {
 		t.Errorf("flows of another port: %+v", flows)
 	}
 
-	g.says(g.must("forward", "del", "web"), "removed: forward web", "its flows go on (1); to end them: tapgate forward del web --flush")
+	g.says(g.must("forward", "del", "web"), "- forward web: ", "its flows go on (1); to end them: tapgate forward del web --flush")
 	through.talk()
 	refused := out.tcp(5001, front, pkt.SYN, 1, 0, "")
 	g.refused(sameSegment(refused), out, in)

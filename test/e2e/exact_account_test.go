@@ -25,6 +25,7 @@ func numbered(t *testing.T, j joint, flow int) []byte {
 // Senders on every CPU, both directions at once: no account loses an update,
 // every frame of a flow is there once and in its place.
 func TestAccountsOnAllCPUs(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		var cpus unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &cpus); err != nil {
@@ -114,6 +115,7 @@ func TestAccountsOnAllCPUs(t *testing.T) {
 // GSO packets of parallel connections: packets and bytes as on the wire.
 func TestAccountsOfSegmentsOnAllCPUs(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		g.kind = kind
@@ -144,6 +146,7 @@ func TestAccountsOfSegmentsOnAllCPUs(t *testing.T) {
 // smaller frames, and one with a queue that is too short: what is missing at
 // the sensor stands beside the account, exactly.
 func TestT16LinkDrops(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(t *testing.T, g *gateway){
 		"other end's MTU": func(t *testing.T, g *gateway) {
 			if err := g.Sensor.SetMTU("eth0", 1000); err != nil {

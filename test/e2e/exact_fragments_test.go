@@ -63,6 +63,7 @@ func fragments(t *testing.T, frame []byte, id uint32, size int) [][]byte {
 // rewritten. In order and in every other, IPv4 and IPv6, tens of thousands.
 func TestT18Fragments(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t)
@@ -148,6 +149,7 @@ func sendFragments(t *testing.T, g *gateway, rounds int, v6 bool) {
 
 // Fragments that fit nowhere: the sensor gets them all the same.
 func TestExactBrokenFragments(t *testing.T) {
+	t.Parallel()
 	onOneCPU(t)
 	g := newGateway(t, lab.RoutedOutside())
 	v := sensorView(g)

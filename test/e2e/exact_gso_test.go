@@ -73,6 +73,7 @@ func largest(frames []lab.Frame) (n int) {
 // there. The sensor gets what a wire would have carried.
 func TestT05SegmentsAndT07Checksums(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t)
@@ -96,6 +97,7 @@ func TestT05SegmentsAndT07Checksums(t *testing.T) {
 // its interfaces cut them again: server and sensor then see wires.
 func TestT05ReceiveOffload(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := masqueraded(t, kind)
 		for _, ifname := range []string{"eth0", "eth3"} {
@@ -128,6 +130,7 @@ func TestT05ReceiveOffload(t *testing.T) {
 // A guest's GSO packet comes in from a tap device without a number of segments.
 func TestT05GuestSegments(t *testing.T) {
 	kernels.Require(t, "tun")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		g.kind = kind

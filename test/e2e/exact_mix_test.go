@@ -11,6 +11,7 @@ import (
 // the sensor, bit for bit from the network layer up, once, in order.
 func TestExactMix(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := masqueraded(t, kind)
 		v := sensorView(g)

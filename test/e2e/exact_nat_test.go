@@ -34,6 +34,7 @@ func addresses(f lab.Frame) (src, dst netip.Addr, ok bool) {
 // inside addresses only, the outside the gateway's only.
 func TestT03InsideAddresses(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := masqueraded(t, kind)
 		server, outside, gw := g.Servers[0], g.Outside[0], g.Gateway.Interface("eth0").Addr.Addr()
@@ -79,6 +80,7 @@ func ping(t *testing.T, from *lab.Host, to netip.Addr) {
 // interface it went in, with other headers, and is seen both times.
 func TestT03Hairpin(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t)
@@ -130,6 +132,7 @@ func nft(t *testing.T, g *gateway, rules string) {
 // and segments together on the way.
 func TestExactRoutedBetweenInternal(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t, lab.SecondInternal())
@@ -181,6 +184,7 @@ func TestExactRoutedBetweenInternal(t *testing.T) {
 // Two mirrors, one for each internal zone: each is complete by itself, as its
 // zone's own cable shows it, with the hop limit of that side.
 func TestExactRoutedBetweenMirrors(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t, lab.SecondInternal())

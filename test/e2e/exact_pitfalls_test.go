@@ -46,6 +46,7 @@ import (
 // T9: a tun device has no Ethernet header to copy: refused with a reason.
 func TestT09DeviceWithoutEthernet(t *testing.T) {
 	kernels.Require(t, "tun")
+	t.Parallel()
 	g := newGateway(t)
 	openTun(t, g, "tun0", unix.IFF_TUN)
 	for _, config := range []string{
@@ -142,6 +143,7 @@ func (c *counter) onTCX(t *testing.T, g *gateway, ifname string, anchor link.Anc
 // T11: ours come first and have no opinion, so that others see every packet
 // as before; one that puts itself in front and hides packets is told.
 func TestT11OtherPrograms(t *testing.T) {
+	t.Parallel()
 	const next, pass = -1, 0
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		tcx, err := kernels.Has("tcx")
@@ -194,6 +196,7 @@ func TestT11OtherPrograms(t *testing.T) {
 // T15: a copy has no time stamp but the sensor's own, also where the original
 // was given one that lies in the future.
 func TestT15TimeStamps(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		g.kind = kind
@@ -262,6 +265,7 @@ func sendLater(t *testing.T, g *gateway, delay time.Duration) {
 // T17: a copy costs the original a new head; where no mirror wants one, none
 // is made.
 func TestT17NoCopyNoCost(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.SecondInternal())
 		g.kind = kind

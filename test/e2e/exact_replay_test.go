@@ -36,6 +36,7 @@ func requireSent(t *testing.T, captured []lab.Frame, sent [][]byte) {
 // broken headers, replayed by tcpreplay from both ends of the cable, before a
 // sensor behind a next hop and one that gets frames as they are.
 func TestT08ReplayedFrames(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t, lab.RoutedOutside())

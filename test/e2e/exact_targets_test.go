@@ -23,6 +23,7 @@ func mac(s string) net.HardwareAddr {
 // IPv4 or IPv6, as it is, or as it is with another destination (T4: production
 // keeps its own MACs, or nothing would be answered).
 func TestT04Targets(t *testing.T) {
+	t.Parallel()
 	const other = "02:00:00:00:be:ef"
 	for name, tc := range map[string]struct {
 		first, second string
@@ -62,6 +63,7 @@ func TestT04Targets(t *testing.T) {
 // T2: a packet that was cloned as often as one can be is still itself, and
 // each clone is, whatever the program before it did.
 func TestT02ManyCopiesOfOnePacket(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t, lab.RoutedOutside())
@@ -104,6 +106,7 @@ func TestT02ManyCopiesOfOnePacket(t *testing.T) {
 
 // Frames of 9000 bytes, where every network has them.
 func TestExactJumbo(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t, lab.MTU(9000), lab.RoutedOutside())
@@ -131,6 +134,7 @@ func TestExactJumbo(t *testing.T) {
 
 // Groups by sockets of the hosts themselves.
 func TestExactMulticastAndBroadcast(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newGateway(t)

@@ -35,6 +35,7 @@ func icmpErrors(frames []lab.Frame) (n int) {
 // ours does not.
 func TestT19NotAsTEE(t *testing.T) {
 	kernels.Require(t, "nft_dup")
+	t.Parallel()
 	for _, tee := range []bool{true, false} {
 		name := map[bool]string{true: "TEE", false: "tapgate"}[tee]
 		t.Run(name+", copies", func(t *testing.T) {

@@ -61,6 +61,7 @@ type explainCase struct {
 
 // What is explained is what happens.
 func TestExplain(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, explained, lab.SecondInternal())
 	in, second, mgmt, dmz := g.stationAt(g.in[0], 40), g.stationAt(g.Second, 41), g.stationAt(g.Mgmt, 42), g.stationAt(g.Sensor, 43)
 	friend, out, plain := g.stationAt(g.out[0], 40), g.stationAt(g.out[1], 41), g.stationAt(g.out[0], 25)
@@ -215,6 +216,7 @@ func (g *gate) wantCopies(copies *lab.Capture, text string, e *loader.Explanatio
 
 // Questions that make no sense, and what is said of a gateway that only copies.
 func TestExplainRefused(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateZones)
 	a, b := netip.MustParseAddr("192.168.3.40"), netip.MustParseAddr("203.0.113.40")
 	for want, q := range map[string]loader.Query{

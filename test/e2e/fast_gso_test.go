@@ -11,6 +11,7 @@ import (
 // the fast path as they are, the sensor gets what a wire would have carried, and the
 // receiver's kernel finds nothing wrong.
 func TestFastSegments(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newDirect(t)
@@ -32,6 +33,7 @@ func TestFastSegments(t *testing.T) {
 
 // The same where the gateway puts received segments together (GRO).
 func TestFastReceiveOffload(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		onOneCPU(t)
 		g := newDirect(t)

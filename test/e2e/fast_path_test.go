@@ -43,6 +43,7 @@ var fastCopies = [3]net.HardwareAddr{mac("02:00:5e:00:53:01"), mac("02:00:5e:00:
 // each of them once as it looks at each side, and every counter is exact. With
 // "forwarding: kernel" the same, and none takes it.
 func TestFastPath(t *testing.T) {
+	t.Parallel()
 	awaitUptime(t)
 	for _, forwarding := range []string{"", forwardKernel} {
 		t.Run("forwarding "+forwarding, func(t *testing.T) {
@@ -129,6 +130,7 @@ func (d *dialogue) asksStack() {
 
 // On every kernel: packets of a flow take the fast path, and arrive as they have to be.
 func TestShortFastPath(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateLab(t, lab.NoSensor())
 		g.kind = kind
@@ -148,6 +150,7 @@ func TestShortFastPath(t *testing.T) {
 // Without translation, begun inside and outside: the same, and a mirror of both
 // interfaces has one copy.
 func TestFastPathUntranslated(t *testing.T) {
+	t.Parallel()
 	awaitUptime(t)
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateLab(t, lab.RoutedOutside())

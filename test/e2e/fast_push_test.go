@@ -14,6 +14,7 @@ import (
 // or changed, but for those sent while a link was down, which the kernel loses as
 // well; and the sensor has each of them once. By the kernel's forwarding the same.
 func TestFastPushed(t *testing.T) {
+	t.Parallel()
 	for _, forwarding := range []string{"", forwardKernel} {
 		t.Run("forwarding "+forwarding, func(t *testing.T) {
 			if forwarding == forwardKernel {

@@ -118,6 +118,7 @@ func TestFastSpoofed(t *testing.T) {
 // by which our own programs know what is done with a packet as well, and if it knew
 // our secret: it gets past no zone, no policy and no translation by that.
 func TestFastForged(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newDirect(t, lab.SecondInternal())
 		g.kind = kind

@@ -88,6 +88,7 @@ func (l *tcpLink) carry(t *testing.T, when string, size int) {
 // fast, when the kernel forwards again and connection tracking is strict as before,
 // and when tapgate is gone.
 func TestForwardingTracked(t *testing.T) {
+	t.Parallel()
 	g := newGateLab(t)
 	kernels.Require(t, "nft_masquerade")
 	if err := g.Gateway.Sysctl(liberal, "0"); err != nil {
@@ -180,7 +181,7 @@ func TestForwardingTold(t *testing.T) {
 	wants("check", r.stdout, "\n  forwarding  "+why+"\n")
 	wants("status", tool("status"), "\n  forwarding  fast\n", "forwarding is fast, and that does not go with this machine any more: ")
 	r = g.tapgateIn(gateBoth, "apply", "-f", "-")
-	wants("apply", r.stdout+r.stderr, "removed: forwarding: fast", "added: forwarding: "+why)
+	wants("apply", r.stdout+r.stderr, "~ forwarding: fast -> "+why)
 	wants("status", tool("status"), "\n  forwarding  "+why+"\n")
 	s.talk()
 	if f := g.flowOf("tcp", s.a, s.b); f.Fast {

@@ -66,6 +66,7 @@ func (s *servers) datagram(from *peer, port uint16, front netip.AddrPort, server
 }
 
 func TestGateForwards(t *testing.T) {
+	t.Parallel()
 	s := newServers(t)
 	for _, v6 := range []bool{false, true} {
 		s.accept(s.out, 9000, s.endpoint(v6, 3389), s.one, 3389).talk()
@@ -99,6 +100,7 @@ func TestGateForwards(t *testing.T) {
 
 // Sockets, so that checksums are left to the hardware that there is not.
 func TestGateForwardSockets(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, strings.NewReplacer("192.168.3.200", "192.168.3.2", "192.168.3.201", "192.168.3.3", "::c8", "::2").Replace(gateServers))
 	g.families(func(g *gate, v6 bool) {
 		_, accepted := g.listen(g.in[0], netip.AddrPortFrom(addrOf(g.in[0], v6), 3389))
@@ -135,6 +137,7 @@ func TestGateForwardSockets(t *testing.T) {
 
 // Only some may use it, others find nothing there.
 func TestGateForwardSources(t *testing.T) {
+	t.Parallel()
 	s := newServers(t)
 	friend, stranger := s.out, s.station(atOutside, 1)
 	if friend.Addr.String() != "203.0.113.21" {
@@ -148,6 +151,7 @@ func TestGateForwardSources(t *testing.T) {
 
 // Limits on new flows: in all, and for each remote; those that are there go on.
 func TestGateForwardLimits(t *testing.T) {
+	t.Parallel()
 	s := newServers(t)
 	const burst = 100
 	arrived := func(port uint16, from ...*peer) map[netip.Addr]int {
@@ -185,6 +189,7 @@ func TestGateForwardLimits(t *testing.T) {
 // Changing forwards at run time: the flows that one has admitted outlive it,
 // "flows flush" ends them.
 func TestGateForwardChange(t *testing.T) {
+	t.Parallel()
 	s := newServers(t)
 	conn := s.accept(s.out, 9000, s.endpoint(false, 3389), s.one, 3389)
 	conn.talk()
@@ -204,6 +209,7 @@ func TestGateForwardChange(t *testing.T) {
 // The MSS of a SYN fits the way out where the configuration says so, both ways,
 // and the checksum with it.
 func TestGateClampMSS(t *testing.T) {
+	t.Parallel()
 	g := newGateLab(t)
 	if err := g.Gateway.SetMTU("eth0", 1300); err != nil {
 		t.Fatal(err)

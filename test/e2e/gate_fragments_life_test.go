@@ -18,6 +18,7 @@ import (
 // does not mend.
 func TestGateFragmentsLifecycle(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGateLab(t)
 	g.apply(gateBoth)
 	reversed := func() {
@@ -57,6 +58,7 @@ func TestGateFragmentsLifecycle(t *testing.T) {
 // A stranger's interface of that name is left alone, and said.
 func TestGateFragmentsNameTaken(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGateLab(t)
 	g.ip(g.Gateway, "link add tg-frag0 type veth peer name other")
 	config := filepath.Join(g.Dir, "gate.yaml")
@@ -76,6 +78,7 @@ func TestGateFragmentsNameTaken(t *testing.T) {
 
 func TestGateFragmentsKilled(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGateLab(t)
 	before := g.list()
 	k := killer{g: g.gateway, empty: len(tree(t, g.bpffs)), rng: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0)), config: g.Dir + "/config.yaml"}

@@ -19,6 +19,7 @@ import (
 // another: whichever is faster, the datagram arrives.
 func TestGateFragmentsRace(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	const rounds = 2000
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
@@ -104,6 +105,7 @@ func onCPU(cpu int, f func() error) error {
 // from datagrams of others, in order or not.
 func TestGateFragmentsFlood(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	const flood = 10_000
 	g := newGate(t, gateBoth)
 	for _, f := range []struct {

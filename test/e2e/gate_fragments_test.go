@@ -14,6 +14,7 @@ import (
 
 // REQ-14 of RFC 4787 in order, which every kernel can; both ways, for each protocol.
 func TestGateFragmentsShortInOrder(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
 		in, out := g.pair()
@@ -28,6 +29,7 @@ func TestGateFragmentsShortInOrder(t *testing.T) {
 // Out of order on the way out, every kernel can as well: later fragments have the paired
 // address, and an id that the first one gets as well.
 func TestGateFragmentsShortOut(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
 		in, out := g.pair()
@@ -42,6 +44,7 @@ func TestGateFragmentsShortOut(t *testing.T) {
 // REQ-14 of RFC 4787 out of order, both ways.
 func TestGateFragmentsShortOutOfOrder(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	if s := g.status(); s.Gateway == nil || !s.Gateway.Reorders {
 		t.Fatalf("status: %+v", s.Gateway)
@@ -61,6 +64,7 @@ func TestGateFragmentsShortOutOfOrder(t *testing.T) {
 // The gateway's own traffic in fragments, in any order.
 func TestGateFragmentsOfTheGateway(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
 		_, out := g.pair()
@@ -86,6 +90,7 @@ func TestGateFragmentsOfTheGateway(t *testing.T) {
 // A flow may begin with fragments out of order, through a forward, too.
 func TestGateFragmentsForward(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGateLab(t)
 	server := g.station(atInside, 0)
 	g.apply(gateZones + fmt.Sprintf(`
@@ -116,6 +121,7 @@ nat:
 // RFC 6864 5.3.1: hosts that use the same ids at the same time, their fragments
 // mixed in any order: each datagram arrives as it was sent.
 func TestGateFragmentsSameID(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
 		in := []*peer{g.station(atInside, 0), g.station(atInside, 1), g.station(atInside, 0)}
@@ -158,6 +164,7 @@ func TestGateFragmentsSameID(t *testing.T) {
 // comes after it arrives.
 func TestGateFragmentsOverlap(t *testing.T) {
 	kernels.Require(t, "netfilter_defrag")
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	g.families(func(g *gate, v6 bool) {
 		in, out := g.pair()

@@ -11,6 +11,7 @@ import (
 // The gateway's own listeners and connections have ports in the range of those that
 // are translated: none of theirs is given away, and they work on when all others are.
 func TestGateOwnPorts(t *testing.T) {
+	t.Parallel()
 	const ports = 10
 	g := (&gate{gateway: &gateway{t: t}}).fewPorts(ports)
 	g.families(func(g *gate, v6 bool) {
@@ -88,6 +89,7 @@ func TestGateOwnPorts(t *testing.T) {
 // By default translated ports lie outside of those that the host's own
 // connections get.
 func TestGateDefaultPorts(t *testing.T) {
+	t.Parallel()
 	g := newGateLab(t)
 	if err := g.Gateway.Sysctl("net/ipv4/ip_local_port_range", "30000 50000"); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ nat:
 // IPv6 without translation: flows from inside and their replies, errors about them,
 // and nothing else.
 func TestGateIPv6(t *testing.T) {
+	t.Parallel()
 	awaitUptime(t)
 	g := newGate(t, gatePlain6)
 	in, out, router := g.station(atInside, 0), g.station(atOutside, 0), g.station(atOutside, 1)
@@ -64,6 +65,7 @@ func TestGateIPv6(t *testing.T) {
 
 // Extension headers before TCP and UDP, and fragments of one, with and without translation.
 func TestGateIPv6Extensions(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]string{"plain": gatePlain6, "masquerade": gateBoth} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate(t, config)
@@ -94,6 +96,7 @@ func TestGateIPv6Extensions(t *testing.T) {
 
 // Hosts with empty neighbour tables find the gateway, and it finds them.
 func TestGateIPv6Neighbours(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gatePlain6)
 	for _, h := range []struct{ name, line string }{{"in", "neigh flush all"}} {
 		g.ip(g.in[0], "-6 "+h.line)
@@ -107,6 +110,7 @@ func TestGateIPv6Neighbours(t *testing.T) {
 // A UDP checksum of zero, which says that there is none, stays zero; other
 // protocols get their hosts' outside address, one host for each remote.
 func TestGateOtherProtocols(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	in, out := g.pair()
 	frame := in.frame(out.Addr, pkt.UDP(5000, 9000), gopacket.Payload("no checksum"))

@@ -38,6 +38,7 @@ func TestGateRFCClsact(t *testing.T) { tryRows(t, loader.AttachClsact, forwardFa
 func TestGateRFCKernel(t *testing.T) { tryRows(t, loader.AttachAuto, forwardKernel) }
 
 func tryRows(t *testing.T, kind loader.AttachKind, forwarding string) {
+	t.Parallel()
 	awaitUptime(t)
 	shared := (&gate{gateway: &gateway{t: t, kind: kind, forwarding: forwarding}}).fresh(gateBoth)
 	for _, row := range rfcRows() {

@@ -11,6 +11,7 @@ import (
 // The tap with NAT in force: the sensor sees each packet of an inside host once, with
 // inside addresses, before translation and after its reverse; of forwards as well.
 func TestGateSensorSeesInside(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateForward)
 	server, in, out := g.stationAt(g.in[1], 200), g.station(atInside, 0), g.station(atOutside, 0)
 	echoAll(t, g.in[0], g.out[0].Addr, 1, 56) // resolves whom copies are sent to

@@ -53,6 +53,7 @@ func newZones(t *testing.T) *zones {
 // Who may begin to speak to whom, IPv4 and IPv6, each protocol; what may not pass
 // arrives nowhere, and is counted.
 func TestGateZones(t *testing.T) {
+	t.Parallel()
 	z := newZones(t)
 	named := map[string]*peer{"internal": z.internal, "second": z.second, "external": z.external, "dmz": z.dmz, "mgmt": z.mgmt}
 	may := map[[2]string]bool{
@@ -129,6 +130,7 @@ func (g *gate) dropped(ifnames ...string) {
 // Replies come back from wherever a flow may go to, also without translation, and
 // nothing else does.
 func TestGateZonesReplies(t *testing.T) {
+	t.Parallel()
 	z := newZones(t)
 	z.families(func(g *gate, v6 bool) {
 		ext := g.mapUDP(z.internal, 5000, z.external, 9000, v6)
@@ -160,6 +162,7 @@ func TestGateZonesReplies(t *testing.T) {
 
 // Policies: dropped by name and port, in the order of the file; other traffic as before.
 func TestGatePolicies(t *testing.T) {
+	t.Parallel()
 	z := newZones(t)
 	out := z.station(atOutside, 0)
 	text := z.text()
@@ -181,6 +184,7 @@ func TestGatePolicies(t *testing.T) {
 
 // Anti-spoofing: an internal network has the sources of its own prefixes only.
 func TestGateSpoofed(t *testing.T) {
+	t.Parallel()
 	z := newZones(t)
 	spoof := func(src, src6 string) string {
 		t.Helper()
@@ -206,6 +210,7 @@ func TestGateSpoofed(t *testing.T) {
 // The gateway's own services are the host's business: reached from internal, mgmt
 // and external as its firewall says, and never from the dmz.
 func TestGateOwnServices(t *testing.T) {
+	t.Parallel()
 	z := newZones(t)
 	for _, side := range []struct {
 		h      *lab.Host
@@ -239,6 +244,7 @@ func TestGateOwnServices(t *testing.T) {
 
 // After the time for taking over connections, TCP begins with a SYN.
 func TestGateMidStream(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, gateBoth)
 	in, out := g.pair()
 	var early []*stream

@@ -23,6 +23,7 @@ import (
 var binary = os.Getenv("TAPGATE_BIN")
 
 func TestMain(m *testing.M) {
+	beTracer()
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -38,6 +39,7 @@ func run(m *testing.M) (int, error) {
 	if _, err := lab.RemoveStale(); err != nil {
 		return 1, err
 	}
+	defer removeBuilds()
 	if binary == "" {
 		dir, err := os.MkdirTemp("", "tapgate-e2e-")
 		if err != nil {
@@ -59,6 +61,7 @@ type gateway struct {
 	t     *testing.T
 	bpffs string
 	kind  loader.AttachKind // "" is what the kernel has
+	build string            // another tapgate than binary; "" is that one
 	// forwarding is put in front of every configuration; "" leaves it out.
 	forwarding string
 }
@@ -89,7 +92,15 @@ func (g *gateway) command(ctx context.Context, args ...string) *exec.Cmd {
 	if g.kind != loader.AttachAuto {
 		args = append(args, "--attach-kind", string(g.kind))
 	}
-	return exec.CommandContext(ctx, binary, args...)
+	return exec.CommandContext(ctx, g.program(), args...)
+}
+
+// program is the tapgate that runs here.
+func (g *gateway) program() string {
+	if g.build != "" {
+		return g.build
+	}
+	return binary
 }
 
 // tapgate runs a command and returns how it ended.

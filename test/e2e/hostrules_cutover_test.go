@@ -13,6 +13,7 @@ import (
 // and the way back, with connections open in both directions: none breaks.
 func TestHostRulesCutOverFirewalld(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	w := newFirewalldWall(t) // zone external masquerades and forwards a port
 	w.run(`firewall-cmd --permanent --new-policy=out
 		firewall-cmd --permanent --policy=out --add-ingress-zone=internal

@@ -11,6 +11,7 @@ import (
 // A firewalld with its default rules, with either of its backends.
 func TestHostRulesFirewalld(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
@@ -78,6 +79,7 @@ const dockerRules = `
 // The forward policy of Docker, by both kinds of iptables.
 func TestHostRulesDocker(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	for _, tool := range []string{"iptables-nft", "iptables-legacy"} {
 		t.Run(tool, func(t *testing.T) {
 			t.Parallel()
@@ -103,6 +105,7 @@ func TestHostRulesDocker(t *testing.T) {
 // Rules of nft as hosts have them, and with what nft has beyond iptables.
 func TestHostRulesNft(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	for name, c := range map[string]struct {
 		rules   string
 		stopped []string

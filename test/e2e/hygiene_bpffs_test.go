@@ -72,6 +72,7 @@ func (g *gateway) inside(before []string, args ...string) result {
 // A bpffs mounted under "ip netns exec" would vanish with it; run that way,
 // tapgate says so and does nothing. With one that lasts all works from inside.
 func TestHygieneInsideTheNamespace(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.exchange()
 	before := g.list()

@@ -88,6 +88,7 @@ var withoutEth3 = strings.NewReplacer("[eth3]", "[eth4]", "  mgmt:     {interfac
 // Moved away and back before any command was run, the tap goes on (but for
 // filters, which do not survive a move). A command in between takes it off.
 func TestHygieneDeviceMovedAndBack(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -173,6 +174,7 @@ func (g *gateway) programsOf(h *lab.Host) listings {
 // interfaces by number and cannot ask for its namespace: until the next command,
 // which takes it off, it does over there what it did here. Filters do not move.
 func TestHygieneDeviceMovedForGood(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -236,6 +238,7 @@ func oddFrame(n byte) []byte {
 // A dmz interface that was moved away drops nothing over there (by TCX: once a
 // command has been run, see above), and production does not notice.
 func TestHygieneDMZDeviceMoved(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -265,6 +268,7 @@ func TestHygieneDMZDeviceMoved(t *testing.T) {
 
 // It comes back, and meanwhile another interface has its number.
 func TestHygieneDeviceBackWithAnotherIndex(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -290,6 +294,7 @@ func TestHygieneDeviceBackWithAnotherIndex(t *testing.T) {
 }
 
 func TestHygieneDeviceMadeAgain(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		for _, same := range []bool{false, true} {
 			g := newGateway(t, lab.RoutedOutside())
@@ -328,6 +333,7 @@ func TestHygieneDeviceMadeAgain(t *testing.T) {
 }
 
 func TestHygieneDeviceRenamed(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,12 +26,11 @@ type space struct {
 	lock *os.File // says to lab.RemoveStale that it is in use
 }
 
-var spaces int
+var spaces atomic.Int64
 
 func newSpace(t *testing.T, gateway bool) *space {
 	t.Helper()
-	spaces++
-	s := &space{name: fmt.Sprintf("tghyg-%d-%d-gw", os.Getpid(), spaces)}
+	s := &space{name: fmt.Sprintf("tghyg-%d-%d-gw", os.Getpid(), spaces.Add(1))}
 	t.Cleanup(func() { s.remove(t) })
 	sh(t, "ip netns add "+s.name)
 	var err error
@@ -93,6 +93,7 @@ var attachSpace = []string{"attach", "--internal", "eth3", "--dmz", "eth2", "--s
 // The kernel gives a new namespace the number of one that is gone: the state
 // by that number is then nobody's, and must not be taken for the new one's.
 func TestHygieneStateOfANamespaceThatIsGone(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	for _, way := range []string{"apply", "detach"} {
 		old := newSpace(t, true)
@@ -145,6 +146,7 @@ func TestHygieneStateOfANamespaceThatIsGone(t *testing.T) {
 // Two gateways on one BPF filesystem, made and taken away at the same time,
 // know nothing of each other.
 func TestHygieneTwoGateways(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	other := newSpace(t, true)
 	for round := range 5 {

@@ -94,6 +94,7 @@ func cornerstones(pin string) bool {
 }
 
 func TestHygieneStateWithoutAPin(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -127,6 +128,7 @@ func TestHygieneStateWithoutAPin(t *testing.T) {
 // A link that lost its pin is off its interface; that can be put right.
 func TestHygieneStateWithoutALink(t *testing.T) {
 	kernels.Require(t, "tcx")
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	g.resolved()
@@ -154,6 +156,7 @@ func TestHygieneStateWithoutALink(t *testing.T) {
 }
 
 func TestHygieneStateOfAnotherMapByOurName(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	foreign, err := ebpf.NewMap(&ebpf.MapSpec{Name: "foreign", Type: ebpf.Hash, KeySize: 3, ValueSize: 5, MaxEntries: 7})
@@ -195,6 +198,7 @@ func TestHygieneStateOfAnotherMapByOurName(t *testing.T) {
 
 // Programs of another build: they can be looked at and taken away, but not changed.
 func TestHygieneStateOfAnotherBuild(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -208,7 +212,7 @@ func TestHygieneStateOfAnotherBuild(t *testing.T) {
 		if err := newStranger(t, "programs").prog.Pin(pin); err != nil {
 			t.Fatal(err)
 		}
-		const want = `the running program tapgate_ask is from another build: change it with the tapgate that made it, or run "tapgate detach" and apply again`
+		const want = `the running program tapgate_ask is from another build: put this one's programs in place, without a gap, with "tapgate upgrade", or use the tapgate that made it`
 		for what, r := range map[string]result{
 			"apply":      g.tapgateIn(strings.Replace(example, "name: ids", "name: other", 1), "apply", "-f", "-"),
 			"mirror add": g.tapgate("mirror", "add", "more", "--zone", "internal", "--l2", "eth2"),
@@ -225,6 +229,7 @@ func TestHygieneStateOfAnotherBuild(t *testing.T) {
 
 // What somebody else keeps in our folder is not ours to delete.
 func TestHygieneStateWithForeignPins(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	index := strconv.Itoa(g.Gateway.Interface("eth3").Index)
@@ -272,6 +277,7 @@ func (g *gateway) records() *ebpf.Map {
 const journal uint32 = 2
 
 func TestHygieneStateOverwritten(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.apply(example)
 	slot := uint32(g.status().Slot)
@@ -319,6 +325,7 @@ func TestHygieneStateOverwritten(t *testing.T) {
 
 // Force undoes also qdiscs and offloads where the journal still says which.
 func TestHygieneForceUsesTheJournal(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind

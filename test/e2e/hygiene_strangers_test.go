@@ -166,6 +166,7 @@ func (g *gateway) wantKind(kind loader.AttachKind) {
 // Promise 7: whatever was done in between, after detach all is as it was, and
 // programs of others on the same interfaces never missed anything.
 func TestHygieneAmongStrangers(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -208,6 +209,7 @@ func TestHygieneAmongStrangers(t *testing.T) {
 
 // Without anybody else: the qdiscs are ours, and go.
 func TestHygieneAlone(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -228,6 +230,7 @@ func TestHygieneAlone(t *testing.T) {
 // The kind is chosen at each change; never both at the same time.
 func TestHygieneSwitchKinds(t *testing.T) {
 	kernels.Require(t, "tcx")
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	g.exchange()
 	before := g.list()
@@ -261,6 +264,7 @@ func TestHygieneSwitchKinds(t *testing.T) {
 
 // A clsact qdisc that somebody else needs stays, whoever made it.
 func TestHygieneQdiscOfOthers(t *testing.T) {
+	t.Parallel()
 	t.Run("theirs and empty", func(t *testing.T) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = loader.AttachClsact
@@ -309,6 +313,7 @@ func TestHygieneQdiscOfOthers(t *testing.T) {
 
 // What was changed by somebody else meanwhile is not put back.
 func TestHygieneOffloadOfOthers(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	if err := g.Gateway.SetTxChecksum("eth2", false); err != nil {
 		t.Fatal(err)

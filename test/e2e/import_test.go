@@ -102,6 +102,7 @@ func (g *gateway) recipeWorks() {
 // are gone, taken away by the commands that it names.
 func TestImportIptables(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	g := newGateway(t, lab.Servers(2))
 	rules := []string{
 		"iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE",
@@ -147,6 +148,7 @@ func TestImportIptables(t *testing.T) {
 // The same as rules of nft: dup instead of TEE, and sets.
 func TestImportNft(t *testing.T) {
 	kernels.Require(t, "nft_masquerade")
+	t.Parallel()
 	g := newGateway(t, lab.Servers(2))
 	nft(t, g, `table ip gw {
 		chain pre { type nat hook prerouting priority dstnat
@@ -191,6 +193,7 @@ func TestImportNft(t *testing.T) {
 // The recipe's own commands, given to a real firewalld: imported from its files and
 // from the running one, which is then stopped.
 func TestImportFirewalld(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"firewalld", "firewall-cmd", "dbus-daemon"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Fatalf("%v: scripts/deps.sh installs it", err)
@@ -247,6 +250,7 @@ func TestImportFirewalld(t *testing.T) {
 
 // What cannot be read, or says nothing, is told with what to do.
 func TestImportRefused(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t)
 	for _, c := range []struct {
 		args  []string

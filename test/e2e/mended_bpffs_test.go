@@ -32,6 +32,7 @@ func anotherBPFFS(t *testing.T) string {
 // Two folders of state for one namespace: the second would copy everything
 // twice, or take the hooks of the first. It is refused, with nothing half done.
 func TestMendedTwoFoldersForOneNamespace(t *testing.T) {
+	t.Parallel()
 	kinds := []loader.AttachKind{loader.AttachTCX, loader.AttachClsact}
 	eachKind(t, func(t *testing.T, first loader.AttachKind) {
 		for _, second := range kinds {
@@ -91,6 +92,7 @@ func TestMendedTwoFoldersForOneNamespace(t *testing.T) {
 // that BPF filesystem; that of one that lives stays, with or without interfaces.
 func TestMendedSweepOfTheDead(t *testing.T) {
 	kernels.Require(t, "tcx") // filters leave nothing that tells the dead from the living
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside())
 	dirOf := func(s *space) string {
 		return filepath.Join(g.bpffs, "tapgate", strconv.FormatUint(inodeOf(t, "/run/netns/"+s.name), 10))

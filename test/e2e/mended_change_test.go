@@ -32,6 +32,7 @@ func (g *gateway) ofProduction(f lab.Frame) bool {
 // While packets pass, programs come off and the dmz becomes another one: what
 // reaches the sensors' networks is finished, with the sensor's MAC, or nothing.
 func TestMendedNoUnfinishedCopies(t *testing.T) {
+	t.Parallel()
 	const (
 		packets = 20_000 // at least, and changes meanwhile
 		fewest  = 4

@@ -29,6 +29,7 @@ func pieces(frames []lab.Frame, from, to *lab.Host) (all []string) {
 // A packet that the gateway cuts itself leaves as packets that nobody has seen:
 // they are copied. Those that arrive cut and leave as they came are copied once.
 func TestMendedFragments(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.SecondInternal())
 		g.kind = kind

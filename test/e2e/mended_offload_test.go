@@ -26,6 +26,7 @@ func offers(t *testing.T, f *os.File, flags int) {
 // checksum offload, and must not keep a detach or a change from its end.
 func TestMendedOffloadThatIsGone(t *testing.T) {
 	kernels.Require(t, "tun")
+	t.Parallel()
 	const guest = `
 zones:
   internal: {interfaces: [eth3]}
@@ -108,6 +109,7 @@ func (g *gateway) takeState(old uint64, next *space) {
 // true of the interfaces of these names in the one that has its number now.
 func TestMendedStateOfTheDeadTouchesNothing(t *testing.T) {
 	kernels.Require(t, "netns_cookie")
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		run := func(s *space, args ...string) result {

@@ -14,6 +14,7 @@ import (
 // Mirrors and targets can be deleted whatever became of the rest; production
 // and what stays go on, with their accounts.
 func TestMendedDeleteWhereNothingFits(t *testing.T) {
+	t.Parallel()
 	const (
 		config = `
 zones:

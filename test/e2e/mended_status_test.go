@@ -18,6 +18,7 @@ import (
 // Why copies do not arrive is told, as far as the gateway can see it, and
 // nothing is told of a gateway that is well.
 func TestMendedStatusTellsWhy(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -89,6 +90,7 @@ func TestMendedStatusTellsWhy(t *testing.T) {
 
 // A next hop that never answered is a problem from the start.
 func TestMendedStatusOfASilentSensor(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside(), lab.SilentSensor())
 	g.apply(example)
 	g.wantProblems("mirror ids: via 192.168.4.2 does not answer: its copies are skipped as unresolved")
@@ -97,6 +99,7 @@ func TestMendedStatusOfASilentSensor(t *testing.T) {
 // Programs that somebody took off their hooks come back with the next apply,
 // which tells so, once and of no others.
 func TestMendedAttachedAgain(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind
@@ -155,6 +158,7 @@ func (g *gateway) nexthops() map[string]bool {
 // Addresses that the dmz interface has lost since are nobody's: questions for
 // them are dropped.
 func TestMendedAddressesThatWent(t *testing.T) {
+	t.Parallel()
 	g := newGateway(t, lab.RoutedOutside(), lab.SecondInternal())
 	g.apply(example)
 	first := g.nexthops()

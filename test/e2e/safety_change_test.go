@@ -22,6 +22,7 @@ func streamNumber(f lab.Frame) (number uint64, up, ok bool) {
 // Promise 6: mirrors come and go 200 times while packets flow: production and
 // the mirror that stays miss none.
 func TestSafetyManyChanges(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		g.kind = kind

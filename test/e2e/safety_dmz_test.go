@@ -91,6 +91,7 @@ func (d *door) open(t *testing.T, sensor *lab.Host, wait time.Duration) string {
 // Promise 5: the sensor's network cannot talk back, and everything it tries is
 // counted; but it is told who has the gateway's address there.
 func TestSafetyDmzIsolated(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind

@@ -98,6 +98,7 @@ func points(t *testing.T, calls []string, rng *rand.Rand) []int {
 // Promise 8: any command may be killed at any point: production loses nothing,
 // status answers, and the same command again succeeds.
 func TestSafetyKilled(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("TAPGATE_SEED"); s != "" {
 		var err error

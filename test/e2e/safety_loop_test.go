@@ -71,6 +71,7 @@ var loops = []stacked{
 
 // A copy is never copied, whatever an admin stacks on what, before or after.
 func TestSafetyLoops(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		for _, s := range loops {
 			t.Run(s.name, func(t *testing.T) {

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -59,24 +62,64 @@ func callName(info *syscallInfo) string {
 // strace would count for each thread, and Go moves between threads.
 func traced(t *testing.T, cmd *exec.Cmd, n int) (calls []string, killed bool) {
 	t.Helper()
-	type outcome struct {
-		calls  []string
-		killed bool
-		err    error
+	report, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan outcome)
-	go func() {
-		// Only the thread that traces may ask; it ends with the goroutine.
-		runtime.LockOSThread()
-		var o outcome
-		o.calls, o.killed, o.err = traceCalls(cmd, n)
-		done <- o
-	}()
-	o := <-done
-	if o.err != nil {
-		t.Fatalf("trace %v: %v", cmd.Args, o.err)
+	defer report.Close()
+	defer w.Close()
+	args := cmd.Args
+	cmd.Args = append([]string{"tracer", cmd.Path}, args[1:]...)
+	cmd.Path, cmd.Env = "/proc/self/exe", append(cmd.Environ(), tracerEnv+"="+strconv.Itoa(n))
+	cmd.ExtraFiles = []*os.File{w}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		t.Fatalf("trace %v: %v", args, err)
 	}
-	return o.calls, o.killed
+	var is trace
+	err = errors.Join(json.NewDecoder(report).Decode(&is), cmd.Wait())
+	if err != nil || is.Err != "" {
+		t.Fatalf("trace %v: %v %s", args, err, is.Err)
+	}
+	return is.Calls, is.Killed
+}
+
+// tracerEnv has this binary be the tracer of the command in its arguments: a process
+// of its own, since a tracer waits for any child, also for those of other tests.
+const tracerEnv = "TAPGATE_TRACE_TO"
+
+// trace is what a tracer reports.
+type trace struct {
+	Calls  []string
+	Killed bool
+	Err    string
+}
+
+// beTracer does so, if asked to, and does not return then.
+func beTracer() {
+	number, asked := os.LookupEnv(tracerEnv)
+	if !asked {
+		return
+	}
+	_ = os.Unsetenv(tracerEnv)
+	unix.CloseOnExec(3)
+	runtime.LockOSThread() // only the thread that traces may ask
+	var is trace
+	n, err := strconv.Atoi(number)
+	if err == nil {
+		cmd := exec.Command(os.Args[1], os.Args[2:]...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		is.Calls, is.Killed, err = traceCalls(cmd, n)
+	}
+	if err != nil {
+		is.Err = err.Error()
+	}
+	if err := json.NewEncoder(os.NewFile(3, "report")).Encode(is); err != nil {
+		fmt.Fprintln(os.Stderr, "tracer:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func traceCalls(cmd *exec.Cmd, n int) (calls []string, killed bool, err error) {
@@ -88,8 +131,7 @@ func traceCalls(cmd *exec.Cmd, n int) (calls []string, killed bool, err error) {
 	defer func() { _ = cmd.Process.Release() }() // reaped below
 	wait := func(who int, ws *unix.WaitStatus) (int, error) {
 		for {
-			// Not the children of other threads.
-			got, err := unix.Wait4(who, ws, unix.WALL|unix.WNOTHREAD, nil)
+			got, err := unix.Wait4(who, ws, unix.WALL, nil)
 			if !errors.Is(err, unix.EINTR) {
 				return got, err
 			}

@@ -159,6 +159,7 @@ func (g *gateway) sensorLink() (link loader.LinkStatus) {
 // Promise 1: whatever becomes of the sensor, production loses nothing, keeps
 // its path MTU and hears no ICMP. Promise 2: every copy is accounted for.
 func TestSafetySensor(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		for _, trouble := range troubles {
 			t.Run(strings.ReplaceAll(trouble.name, " ", "_"), func(t *testing.T) {

@@ -11,8 +11,16 @@ import (
 	"tapgate/test/lab"
 )
 
-// eachKind runs a test with both ways to attach.
+// eachKind runs a test with both ways to attach, at the same time.
 func eachKind(t *testing.T, f func(t *testing.T, kind loader.AttachKind)) {
+	eachKindAlone(t, func(t *testing.T, kind loader.AttachKind) {
+		t.Parallel()
+		f(t, kind)
+	})
+}
+
+// eachKindAlone is eachKind for a test that needs the machine: one after the other.
+func eachKindAlone(t *testing.T, f func(t *testing.T, kind loader.AttachKind)) {
 	for _, kind := range []loader.AttachKind{loader.AttachTCX, loader.AttachClsact} {
 		t.Run(string(kind), func(t *testing.T) {
 			if kind == loader.AttachTCX {
@@ -26,6 +34,7 @@ func eachKind(t *testing.T, f func(t *testing.T, kind loader.AttachKind)) {
 // The recipe's own check, on every kernel: the sensor sees a server's ping in
 // both directions with the server's own address, and nothing stays behind.
 func TestShortPing(t *testing.T) {
+	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t, lab.RoutedOutside())
 		g.kind = kind

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"tapgate/test/builds"
 	"tapgate/test/lab"
 )
 
@@ -171,6 +172,64 @@ func (m *machine) asUnit() string {
 	return ""
 }
 
+// anothers is what status says of another build's programs.
+const anothers = "the programs in force are of another build"
+
+// runsAnotherBuild puts the programs of another tapgate in force, as those of the version
+// before would be.
+func (m *machine) runsAnotherBuild() {
+	m.t.Helper()
+	binary, err := builds.Make(m.t.TempDir(), builds.Programs)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	sh(m.t, `cp "$1" "$2/tmp/before"`, binary, m.root)
+	m.must("/tmp/before upgrade; rm /tmp/before")
+	if out := m.must("tapgate status"); !strings.Contains(out, anothers) {
+		m.t.Errorf("the programs are not another build's: %s", out)
+	}
+}
+
+// boot is the command that tapgate.service runs at boot.
+func (m *machine) boot() string {
+	m.t.Helper()
+	text, err := os.ReadFile(filepath.Join(m.root, "usr/lib/systemd/system/tapgate.service"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if command, ok := strings.CutPrefix(strings.TrimSpace(line), "ExecStart="); ok {
+			return command
+		}
+	}
+	m.t.Fatal("tapgate.service has no ExecStart")
+	return ""
+}
+
+// bootsConfirmed wants the next boot to bring back what was in force and confirmed, and
+// not what stands in /etc by then or waits for confirmation.
+func (m *machine) bootsConfirmed() {
+	m.t.Helper()
+	const kept = "/var/lib/tapgate/confirmed.yaml"
+	if out := m.must("stat -c %a /var/lib/tapgate " + kept + "; cmp " + kept + " /etc/tapgate/tapgate.yaml"); out != "700\n600\n" {
+		m.t.Errorf("what is kept: %s", out)
+	}
+	m.must("tapgate mirror add boot --zone internal --l2 eth2")
+	m.must("sed 's/name: ids/name: later/' /etc/tapgate/tapgate.yaml >/tmp/later.yaml; cp /tmp/later.yaml /etc/tapgate/tapgate.yaml; " +
+		"tapgate apply -f /tmp/later.yaml --confirm 1h; rm /tmp/later.yaml")
+	if out := m.must("tapgate mirror list"); !strings.Contains(out, "later") || strings.Contains(out, "boot") {
+		m.t.Errorf("the change that waits is not in force: %s", out)
+	}
+	// The power fails: all of the kernel is gone, and no detach has run.
+	m.must("rm -rf /sys/fs/bpf/tapgate; echo 0 >/proc/sys/net/ipv4/ip_forward")
+	m.must(m.boot())
+	if out := m.must("tapgate mirror list"); strings.Contains(out, "later") || !strings.Contains(out, "boot") {
+		m.t.Errorf("after the boot there is not what was confirmed: %s", out)
+	}
+	m.must("cp /usr/share/doc/tapgate/tapgate.yaml /etc/tapgate/; tapgate apply -f /etc/tapgate/tapgate.yaml; tapgate detach; test ! -e " + kept)
+	m.must(m.asUnit() + " " + m.boot()) // the first one again
+}
+
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	for _, name := range []string{"mmdebstrap", "rpm", "bpftool"} {
@@ -229,8 +288,8 @@ func TestPackages(t *testing.T) {
 		new := strings.Join(added(before, m.files(kind.except...)), "\n")
 		for _, want := range []string{
 			"./usr/sbin/tapgate f 755 root root ", "./usr/lib/systemd/system/tapgate.service f 644 ", "/tapgate-agent.service f 644 ",
-			"/man8/tapgate-apply.8.gz f 644 ", "/bash-completion/completions/tapgate f ", "/_tapgate f ", "/tapgate.fish f ",
-			"./usr/share/doc/tapgate/tapgate.yaml f ", "./usr/share/doc/tapgate/copyright f ", "./etc/tapgate d ",
+			"/man8/tapgate-apply.8.gz f 644 ", "/man7/tapgate-troubleshooting.7.gz f 644 ", "/man5/tapgate.yaml.5.gz f 644 ", "/bash-completion/completions/tapgate f ", "/_tapgate f ", "/tapgate.fish f ",
+			"./usr/share/doc/tapgate/tapgate.yaml f ", "./usr/share/tapgate/tapgate.schema.json f ", "./usr/share/doc/tapgate/copyright f ", "./etc/tapgate d ",
 		} {
 			if !strings.Contains(new, want) {
 				t.Errorf("%s: no %q in it:\n%s", kind.name, want, new)
@@ -253,11 +312,16 @@ func TestPackages(t *testing.T) {
 		if m.forwards() != "0" || m.ping() {
 			t.Fatalf("%s: something forwards before apply: the test shows nothing", kind.name)
 		}
-		m.must(m.asUnit() + " tapgate apply -f /etc/tapgate/tapgate.yaml")
+		m.must(m.asUnit() + " " + m.boot())
 		if m.forwards() != "1" || !m.ping() {
 			t.Errorf("%s: it does not work: forwarding %s", kind.name, m.forwards())
 		}
+		m.bootsConfirmed()
+		m.runsAnotherBuild()
 		kind.install() // again, as an upgrade
+		if out := m.must("tapgate status"); strings.Contains(out, anothers) {
+			t.Errorf("%s: an upgrade of the package left the programs as they were: %s", kind.name, out)
+		}
 		if !m.ping() || !strings.Contains(m.must("tapgate status"), "eth3") {
 			t.Errorf("%s: an upgrade took the gateway down", kind.name)
 		}
