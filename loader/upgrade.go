@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -220,18 +219,4 @@ func (g *Gateway) describeUpgrade(next map[string]*ebpf.Program) ([]string, erro
 			"what the programs hand each other is not the same in both builds")
 	}
 	return lines, nil
-}
-
-// buildOf is a short name for a set of programs: of their tags, which are the kernel's
-// sums of their instructions.
-func buildOf(programs map[string]*ebpf.Program) (string, error) {
-	sum := sha256.New()
-	for _, name := range pinnedPrograms {
-		info, err := programs[name].Info()
-		if err != nil {
-			return "", fmt.Errorf("look at program %s: %w", name, err)
-		}
-		fmt.Fprintln(sum, name, info.Tag)
-	}
-	return fmt.Sprintf("%x", sum.Sum(nil)[:4]), nil
 }

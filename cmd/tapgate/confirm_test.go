@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -183,6 +184,26 @@ func TestConfirmedFile(t *testing.T) {
 	got := call(&fake{result: done, source: "two"}, smallConfig, "apply", "-f", "-", "--state-dir", "/dev/null")
 	if got.code != 0 || !strings.Contains(got.stderr, "warning: in force, but not kept for the next boot in /dev/null/confirmed.yaml") {
 		t.Errorf("a folder that cannot be: %+v", got)
+	}
+}
+
+// Whatever runs in a network namespace of its own keeps nothing for the machine's boot,
+// with all capabilities and with few.
+func TestMachinesNetns(t *testing.T) {
+	const asked = "TAPGATE_TEST_NETNS"
+	if os.Getenv(asked) != "" {
+		fmt.Printf("the machine's: %v\n", machinesNetns())
+		return
+	}
+	few := "setpriv --inh-caps=-all --bounding-set=-all,+net_admin "
+	for prefix, want := range map[string]bool{"": true, few: true, "unshare --net ": false, "unshare --net " + few: false} {
+		words := append(strings.Fields(prefix), os.Args[0], "-test.run=^TestMachinesNetns$")
+		cmd := exec.Command(words[0], words[1:]...)
+		cmd.Env = append(os.Environ(), asked+"=1")
+		out, err := cmd.CombinedOutput()
+		if line := fmt.Sprintf("the machine's: %v\n", want); err != nil || !strings.Contains(string(out), line) {
+			t.Errorf("%q: want %q: %v\n%s", prefix, line, err, out)
+		}
 	}
 }
 

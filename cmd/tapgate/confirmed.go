@@ -36,11 +36,13 @@ func (e *env) confirmedFile(g *globals) string {
 }
 
 // machinesNetns says whether this is the network namespace that the machine began with,
-// or the container: that of process 1.
+// or the container: that of process 1. Who has few capabilities, as tapgate.service, may
+// not ask for that one's name, but may look at its files, which have numbers of their own
+// in each namespace.
 func machinesNetns() bool {
-	own, err := os.Readlink("/proc/self/ns/net")
-	first, err1 := os.Readlink("/proc/1/ns/net")
-	return err != nil || err1 != nil || own == first
+	var own, first unix.Stat_t
+	err := errors.Join(unix.Stat("/proc/self/net/dev", &own), unix.Stat("/proc/1/net/dev", &first))
+	return err == nil && own.Ino == first.Ino
 }
 
 // keepConfirmed writes what is in force into the file. It may have been changed since by

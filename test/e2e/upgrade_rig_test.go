@@ -130,14 +130,14 @@ func (g *gateway) allRun(where string) {
 	}
 }
 
-// attached1 is a program of ours on an interface.
-type attached1 struct {
+// onHook is a program of ours on an interface.
+type onHook struct {
 	program string
 	id      ebpf.ProgramID
 }
 
 // linked are those on TCX links.
-func (g *gateway) linked() (all []attached1) {
+func (g *gateway) linked() (all []onHook) {
 	g.t.Helper()
 	pins, _ := filepath.Glob(filepath.Join(g.stateDir(), "links", "*", "*"))
 	back := filepath.Join(g.stateDir(), "reassembly", "tapgate_back")
@@ -154,13 +154,13 @@ func (g *gateway) linked() (all []attached1) {
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		all = append(all, attached1{filepath.Base(pin), info.Program})
+		all = append(all, onHook{filepath.Base(pin), info.Program})
 	}
 	return all
 }
 
 // filtered are those of clsact filters.
-func (g *gateway) filtered() (all []attached1) {
+func (g *gateway) filtered() (all []onHook) {
 	g.t.Helper()
 	for _, device := range []string{"eth0", "eth2", "eth3", "eth4"} {
 		for _, direction := range []string{"ingress", "egress"} {
@@ -179,7 +179,7 @@ func (g *gateway) filtered() (all []attached1) {
 			}
 			for _, f := range filters {
 				if f.Options.Prog.ID != 0 {
-					all = append(all, attached1{f.Options.Name, f.Options.Prog.ID})
+					all = append(all, onHook{f.Options.Name, f.Options.Prog.ID})
 				}
 			}
 		}
