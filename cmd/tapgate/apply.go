@@ -52,7 +52,7 @@ A file looks like this; zones named otherwise say "role: internal" and so on:
         - {l2: eth2}                    # the frame as it is; optional: mac: ADDR`,
 		Example: `  tapgate apply -f /etc/tapgate/tapgate.yaml
   tapgate apply -f new.yaml --dry-run
-  tapgate apply -f new.yaml --confirm 60s && tapgate confirm
+  tapgate apply -f new.yaml --confirm 60s   # then in a new connection: tapgate confirm
   generate-config | tapgate apply -f -`,
 		Args: noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
