@@ -70,6 +70,10 @@ func TestBadInputAnyCallFails(t *testing.T) {
 			case r.code != 1 && r.code != 2 || r.stderr == "" || strings.Contains(r.stderr, "panic"):
 				t.Errorf("%s: %s", what, r)
 			}
+			if strings.Count(r.stderr, "no space left on device") > 1 {
+				// strace counts the calls of each thread: undoing it has failed, too.
+				g.must("detach", "--force")
+			}
 			before := g.tapgate("status").code
 			if before != 3 {
 				t.Errorf("%s: status is %d: %s", what, before, r)
