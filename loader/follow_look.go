@@ -252,20 +252,24 @@ func (m memberRecord) sameAddresses(topo *topology) (now string, same bool) {
 	return cmp.Or(strings.Join(has, ", "), "no address"), slices.Equal(has, counting(m.Role, m.knownNow()))
 }
 
-// statusAddresses tells of interfaces whose addresses are others than those that the
-// generation in force was made of. An agent follows them.
+// statusAddresses tells of internal interfaces whose networks are others than those that
+// the generation in force looks at sources by. An agent follows them. What a next hop
+// lacks is told with it.
 func (g *Gateway) statusAddresses(s *Status) error {
 	topo, err := readTopology()
 	if err != nil {
 		return err
 	}
 	for _, m := range g.active.Members {
+		if m.Role != RoleInternal || g.active.Gateway == nil {
+			continue
+		}
 		l := topo.byIndex[m.Ifindex]
 		if l == nil || m.Absent || l.Attrs().Name != m.Interface && l.Attrs().HardwareAddr.String() != m.MAC {
 			continue // told already
 		}
 		if now, same := m.sameAddresses(topo); !same {
-			s.Problems = append(s.Problems, fmt.Sprintf("interface %s has other networks or addresses than when it was applied (now %s): apply again, or \"tapgate agent\" does", m.Interface, now))
+			s.Problems = append(s.Problems, fmt.Sprintf("interface %s has other networks than when it was applied (now %s): apply again, or \"tapgate agent\" does", m.Interface, now))
 		}
 	}
 	return nil
