@@ -111,6 +111,9 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g.again { // it is no new change that somebody has made
+		p.record.Returned = g.active.Returned
+	}
 	if g.opt.Planner != nil {
 		g.opt.Planner.Planned(difference(&g.active, &p.record))
 	}

@@ -105,7 +105,7 @@ func (g *Gateway) closeDoors(res *resolved) error {
 	if err := g.writeControl(controlWord{active: 1 - g.slot}); err != nil {
 		return err
 	}
-	g.slot, g.active = 1-g.slot, p.record
+	g.slot, g.active, g.closed = 1-g.slot, p.record, true
 	return nil
 }
 
@@ -114,6 +114,10 @@ func (g *Gateway) warnFallBack(before *record, result *Result) {
 	if before.Serial != 0 && before.Gateway == nil && g.active.Gateway != nil && g.journal.sysctl(sysctl{Key: sysctlForward4}) != nil {
 		result.Warnings = append(result.Warnings, "if it is not confirmed, the machine goes on forwarding, which nobody judges then, "+
 			"until the next command or the agent switches IP forwarding off again")
+	}
+	if before.Serial == 0 && !g.closed && (g.journal.sysctl(sysctl{Key: sysctlForward4}) != nil || g.journal.sysctl(sysctl{Key: sysctlForward6}) != nil) {
+		result.Warnings = append(result.Warnings, "the host forwards one IP family by itself, so there is nothing closed to go back to: if it is not confirmed, the machine "+
+			"forwards the other one as well, which nobody judges then, until the next command or the agent clears up")
 	}
 	if before.Gateway != nil && g.active.Gateway == nil {
 		result.Warnings = append(result.Warnings, "until it is confirmed IP forwarding stays as it was, for the configuration before to work again: "+

@@ -35,7 +35,7 @@ func (f *follower) hasReturned(g *Gateway) bool {
 
 // clearUnconfirmed takes away what a first configuration has left that was not confirmed.
 func (f *follower) clearUnconfirmed(why error) error {
-	if _, err := Detach(f.opt); err != nil {
+	if _, err := ClearUnconfirmed(f.opt); err != nil {
 		return errors.Join(err, why)
 	}
 	f.log.Info("the first configuration was not confirmed in time: cleared away", Changed)

@@ -31,6 +31,8 @@ type Gateway struct {
 	moved, reattached, warnings []string
 	// mended are settings that were no longer as the generation in force needs them.
 	mended []string
+	// closed: what this apply may go back to forwards nothing.
+	closed bool
 	// asked: a whole configuration, and not a change of one by ourselves, is put in force.
 	asked bool
 	// again: the configuration in force is put in force again (Reapply).

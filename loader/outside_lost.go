@@ -49,9 +49,10 @@ func (l lostAddress) over(outside []outsideRecord, now uint64) bool {
 }
 
 // dueAddresses are those of the lost addresses whose flows are to be ended, and those
-// that may come back. all: none may.
+// that may come back. all: none may. While a change waits for confirmation they may be
+// those of the configuration before, which may be in force again.
 func (g *Gateway) dueAddresses(all bool) (due, left []lostAddress) {
-	if g.active.Gateway == nil {
+	if g.active.Gateway == nil || g.waits() {
 		return nil, nil
 	}
 	now := bootTime()

@@ -351,7 +351,7 @@ func TakeBack(opt Options) (result *Result, err error) {
 			result.Changes = append(result.Changes, "detached from "+m.Interface)
 		}
 	}
-	left, err := Detach(opt)
+	left, err := ClearUnconfirmed(opt)
 	if left != nil {
 		result.Warnings = append(result.Warnings, left.Warnings...)
 	}

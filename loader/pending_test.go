@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -153,5 +154,18 @@ func TestPendingNoRoom(t *testing.T) {
 	})
 	if _, err := TakeBack(b.opt); err == nil {
 		t.Error("taken back twice")
+	}
+}
+
+// The addresses that a change which waits has given up may be in force again: their flows
+// stay until it is confirmed.
+func TestPendingKeepsLost(t *testing.T) {
+	g := &Gateway{active: record{Gateway: &gatewayRecord{Lost: []lostAddress{{Address: netip.MustParseAddr("203.0.113.1"), Zone: "external"}}}}}
+	if due, _ := g.dueAddresses(true); len(due) != 1 {
+		t.Errorf("due without a change that waits: %v", due)
+	}
+	g.pending = &pending{}
+	if due, _ := g.dueAddresses(true); len(due) != 0 {
+		t.Errorf("due while a change waits: %v", due)
 	}
 }

@@ -83,6 +83,19 @@ func (g *Gateway) discard() error {
 	})
 }
 
+// ClearUnconfirmed takes away what a first configuration has left that was not confirmed
+// in time. What somebody has applied since then stays.
+func ClearUnconfirmed(opt Options) (*Result, error) {
+	g, err := openAnyBuild(opt, ReadWrite)
+	switch {
+	case err == nil:
+		return &Result{}, g.Close()
+	case errors.Is(err, ErrUnconfirmed):
+		return detachLeftovers(opt)
+	}
+	return nil, err
+}
+
 // detachLeftovers clears up where nothing is in force: after a run that was cut
 // short, or after a namespace that is gone.
 func detachLeftovers(opt Options) (*Result, error) {
@@ -109,10 +122,16 @@ func detachLeftovers(opt Options) (*Result, error) {
 			if nsErr == nil {
 				g, openErr := openLocked(opt, own, dir, lock)
 				if openErr == nil {
-					if g.mine() != nil {
+					switch mine := g.mine() == nil; {
+					case mine && g.active.Serial != 0: // somebody has applied meanwhile
+						found = false
+					case !mine:
 						g.journal = journal{} // of a namespace that is gone
+						fallthrough
+					default:
+						openErr = g.discard()
 					}
-					openErr = errors.Join(g.discard(), g.Close())
+					openErr = errors.Join(openErr, g.Close())
 				}
 				lockErr = openErr
 			} else {

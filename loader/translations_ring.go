@@ -152,7 +152,7 @@ func (r *translationRing) lostSince() (starts, ends uint64, told func()) {
 	return now.Starts - was.Starts, now.Ends - was.Ends, func() { _ = r.lost.Put(uint32(lostTold), now) }
 }
 
-// Elements of tg_log_lost: TG_LOST_BY_PROGRAMS and TG_LOST_TOLD of headers/abi_gate.h.
+// Elements of tg_log_lost: TG_LOST_BY_PROGRAMS and TG_LOST_TOLD of headers/abi_log.h.
 const lostByPrograms, lostTold = 0, 1
 
 // end has the programs tell no more, and returns when all is read that they have told:

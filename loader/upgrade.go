@@ -72,6 +72,7 @@ func (g *Gateway) replacePrograms(dryRun bool) (*Result, error) {
 		return nil, fmt.Errorf("upgrade: %w; the programs that ran before run on", err)
 	}
 	next, g.programs = g.programs, next
+	result.Warnings = append(result.Warnings, g.warnings...)
 	if err := os.RemoveAll(filepath.Join(g.dir, upgradeOldDir)); err != nil {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("the programs of before are in the kernel yet: %v; the next command removes them", err))
 	}
@@ -113,7 +114,7 @@ func (g *Gateway) exchange(next map[string]*ebpf.Program) (err error) {
 	resume := func() error { return nil }
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, g.swap(next, g.programs), resume(), os.RemoveAll(aside))
+			err = errors.Join(err, g.swap(next, g.programs), g.waitForPrograms(), resume(), os.RemoveAll(aside))
 		}
 	}()
 	if err := pinPrograms(next, aside); err != nil {

@@ -171,10 +171,7 @@ func (g *Gateway) readSettled() error {
 		if err := g.swapBack(next); err != nil {
 			return err
 		}
-		if g.journal.Handover == 0 { // the kernel was to forward meanwhile
-			return g.convergeFast()
-		}
-		return nil
+		return g.convergeFast() // the kernel may have been to forward meanwhile
 	})
 	if err == nil {
 		err = errors.Join(os.RemoveAll(next), os.RemoveAll(filepath.Join(g.dir, upgradeOldDir)))

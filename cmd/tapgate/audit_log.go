@@ -85,7 +85,15 @@ func (h auditHandler) Handle(ctx context.Context, r slog.Record) error {
 	if changed {
 		h.record(line)
 	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
 	return h.Handler.Handle(ctx, r)
+}
+
+// Enabled: what the log leaves out is recorded all the same.
+func (h auditHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo || h.Handler.Enabled(ctx, level)
 }
 
 func (h auditHandler) WithAttrs(attrs []slog.Attr) slog.Handler {

@@ -151,6 +151,13 @@ func TestAuditOfAgent(t *testing.T) {
 	if strings.Count(log.String(), "\n") != 2 || !strings.Contains(log.String(), "netns=gw") {
 		t.Error(log.String())
 	}
+	// Also what the log is too quiet for.
+	quiet := slog.New(auditHandler{slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}), func(line string) { lines = append(lines, line) }})
+	log.Reset()
+	quiet.Info("a link came back", loader.Changed)
+	if len(lines) != 2 || log.Len() != 0 {
+		t.Errorf("recorded %q, logged %q", lines, &log)
+	}
 
 	var records []auditRecord
 	e := &env{backend: &fake{source: smallConfig, result: &loader.Result{Changes: []string{"attached"}, Serial: 3}},

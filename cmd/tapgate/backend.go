@@ -32,6 +32,7 @@ type backend interface {
 	Detach(loader.Options) (*loader.Result, error)
 	DryRun(loader.Options, loader.Config) (*loader.Plan, error)
 	TakeBack(loader.Options) (*loader.Result, error)
+	ClearUnconfirmed(loader.Options) (*loader.Result, error)
 	Upgrade(opt loader.Options, dryRun bool) (*loader.Result, error)
 	SourceInForce(loader.Options) (string, error)
 	// Follow runs until ctx ends.
@@ -83,6 +84,10 @@ func (kernel) Upgrade(opt loader.Options, dryRun bool) (*loader.Result, error) {
 }
 
 func (kernel) SourceInForce(opt loader.Options) (string, error) { return loader.SourceInForce(opt) }
+
+func (kernel) ClearUnconfirmed(opt loader.Options) (*loader.Result, error) {
+	return loader.ClearUnconfirmed(opt)
+}
 
 func (kernel) Follow(ctx context.Context, opt loader.Options, hooks loader.Follower) error {
 	return loader.Follow(ctx, opt, hooks)

@@ -80,7 +80,7 @@ to do.`,
 			}
 			if errors.Is(err, loader.ErrUnconfirmed) {
 				e.say("already so: %v", err)
-				return e.change(func() (*loader.Result, error) { return e.loader().Detach(opt) })
+				return e.change(func() (*loader.Result, error) { return e.loader().ClearUnconfirmed(opt) })
 			}
 			return err
 		}),

@@ -72,6 +72,10 @@ func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
 	return f.result, f.err
 }
 
+func (f *fake) ClearUnconfirmed(opt loader.Options) (*loader.Result, error) {
+	return f.Detach(opt)
+}
+
 func (f *fake) DryRun(opt loader.Options, cfg loader.Config) (*loader.Plan, error) {
 	f.calls = append(f.calls, "dry run")
 	f.opt, f.cfg = opt, &cfg

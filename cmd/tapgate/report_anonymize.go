@@ -20,11 +20,15 @@ func newAnonymizer() *anonymizer {
 	return &anonymizer{addrs: map[netip.Addr]netip.Addr{}, macs: map[string]string{}}
 }
 
+// bridgeText is a bridge's number: a priority, and a MAC address without leading zeros.
+const bridgeText = `\b[0-9a-f]{4}\.[0-9a-f]{1,2}(?::[0-9a-f]{1,2}){5}\b`
+
 const ipv4Text = `\b(?:[0-9]{1,3}\.){3}[0-9]{1,3}\b`
 
 var (
 	// A MAC address, or whatever may be an IPv6 address, of which most turns out to be none, or an IPv4 address.
-	addressText = regexp.MustCompile(`\b[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}\b|[0-9A-Fa-f]*:[0-9A-Fa-f:]+(?:\.[0-9]{1,3}){0,3}|` + ipv4Text)
+	addressText = regexp.MustCompile(bridgeText + `|enx[0-9a-f]{12}\b|\b[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}\b|[0-9A-Fa-f]*:[0-9A-Fa-f:]+(?:\.[0-9]{1,3}){0,3}|` + ipv4Text)
+	bridgeOnly  = regexp.MustCompile(`^` + bridgeText + `$`)
 	ipv4Only    = regexp.MustCompile(ipv4Text)
 	macOnly     = regexp.MustCompile(`^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`)
 )
@@ -32,8 +36,18 @@ var (
 // text replaces the addresses of a text, in one go: what it has put there is not looked at again.
 func (a *anonymizer) text(s string) string {
 	return addressText.ReplaceAllStringFunc(s, func(found string) string {
-		if macOnly.MatchString(found) {
+		switch {
+		case macOnly.MatchString(found):
 			return a.mac(found)
+		case bridgeOnly.MatchString(found):
+			digits := strings.Split(found[5:], ":")
+			for i, d := range digits {
+				digits[i] = ("0" + d)[len(d)-1:]
+			}
+			return found[:5] + a.mac(strings.Join(digits, ":"))
+		case strings.HasPrefix(found, "enx"): // an interface's other name
+			mac := found[3:]
+			return "enx" + strings.ReplaceAll(a.mac(strings.Join([]string{mac[:2], mac[2:4], mac[4:6], mac[6:8], mac[8:10], mac[10:]}, ":")), ":", "")
 		}
 		// "2001:db8::1: no route" and "key:2001:db8::1" take a colon too many.
 		for _, cut := range []string{found, strings.TrimSuffix(found, ":"), strings.TrimPrefix(found, ":")} {
