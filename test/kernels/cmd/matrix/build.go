@@ -25,7 +25,7 @@ type binary struct {
 // args are the binary's arguments, for output that test2json reads.
 func (b *binary) args(program string) []string {
 	// One test at a time: an emulated machine is slow, and traffic is not to wait for others.
-	args := []string{program, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=10m", "-test.parallel=1"}
+	args := []string{program, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=15m", "-test.parallel=1"}
 	if b.test.Run != "" {
 		args = append(args, "-test.run="+b.test.Run)
 	}

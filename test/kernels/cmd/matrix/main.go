@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string) error {
 	f.BoolVar(&o.noTapgate, "no-tapgate", false, "do not build cmd/tapgate and give it to the tests")
 	f.StringVar(&o.json, "json", "", "write the results into this file")
 	f.IntVar(&o.jobs, "jobs", max(1, runtime.NumCPU()), "how many kernels run at the same time, with 1 GB of memory each")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "longest time for one boot of a kernel; one that hangs is booted once more")
+	f.DurationVar(&o.timeout, "timeout", 15*time.Minute, "longest time for one boot of a kernel; one that hangs is booted once more")
 	f.StringArrayVar(&o.tests, "test", nil, "run this instead of the list's tests: PACKAGE or PACKAGE=RUN")
 	f.Usage = func() { fmt.Fprint(os.Stderr, usage+f.FlagUsages()) }
 	if err := f.Parse(args); errors.Is(err, pflag.ErrHelp) {
