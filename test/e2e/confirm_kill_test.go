@@ -4,24 +4,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strconv"
 	"testing"
-	"time"
 )
 
 // All that has to do with a change that waits is killed at any moment, under
 // connections that are open. What is in force is always one of the two configurations,
 // status answers, and the next command comes to its end.
 func TestConfirmKilled(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TAPGATE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TAPGATE_SEED: %v", err)
-		}
-	}
-	t.Logf("TAPGATE_SEED=%d", seed)
+	seed := diceSeed(t)
 	g := newGate(t, gateServers)
 	k := newTalk(t)
 	k.addTCP(g, "TCP from inside", g.in[1], false, netip.MustParseAddrPort(echoTCP(t, g.out[1], g.out[1].Addr.String()+":0")))

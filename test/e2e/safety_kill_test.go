@@ -95,10 +95,9 @@ func points(t *testing.T, calls []string, rng *rand.Rand) []int {
 	return at
 }
 
-// Promise 8: any command may be killed at any point: production loses nothing,
-// status answers, and the same command again succeeds.
-func TestSafetyKilled(t *testing.T) {
-	t.Parallel()
+// diceSeed is that of a test's dice; TAPGATE_SEED says otherwise.
+func diceSeed(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("TAPGATE_SEED"); s != "" {
 		var err error
@@ -107,6 +106,14 @@ func TestSafetyKilled(t *testing.T) {
 		}
 	}
 	t.Logf("TAPGATE_SEED=%d", seed)
+	return seed
+}
+
+// Promise 8: any command may be killed at any point: production loses nothing,
+// status answers, and the same command again succeeds.
+func TestSafetyKilled(t *testing.T) {
+	t.Parallel()
+	seed := diceSeed(t)
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		g := newGateway(t)
 		g.kind = kind

@@ -63,6 +63,19 @@ var changeCommands = []string{
 	"mirror del second",
 }
 
+// openTalk are TCP connections through a gateway with changeConfig, from either side.
+func openTalk(g *gate) *talk {
+	g.t.Helper()
+	k := newTalk(g.t)
+	for _, v6 := range []bool{false, true} {
+		at := echoTCP(g.t, g.out[1], netip.AddrPortFrom(addrOf(g.out[1], v6), 0).String())
+		k.addTCP(g, fmt.Sprintf("TCP from inside, IPv6 %v", v6), g.in[1], v6, netip.MustParseAddrPort(at))
+	}
+	echoTCP(g.t, g.in[0], g.in[0].Addr.String()+":4000")
+	k.addTCP(g, "TCP from outside", g.out[1], false, netip.AddrPortFrom(g.outside(false), 4000))
+	return k
+}
+
 // Every rule is changed, a thousand changes in a row (TAPGATE_CHANGES says otherwise),
 // while packets flow both ways, numbered and as fast as both ends take them, and TCP
 // connections talk in both directions: nothing is lost, no connection breaks, and the
@@ -70,13 +83,7 @@ var changeCommands = []string{
 func TestStressChanges(t *testing.T) {
 	g := newGate(t, changeConfig)
 	p := newStreams(g.gateway)
-	k := newTalk(t)
-	for _, v6 := range []bool{false, true} {
-		at := echoTCP(t, g.out[1], netip.AddrPortFrom(addrOf(g.out[1], v6), 0).String())
-		k.addTCP(g, fmt.Sprintf("TCP from inside, IPv6 %v", v6), g.in[1], v6, netip.MustParseAddrPort(at))
-	}
-	echoTCP(t, g.in[0], g.in[0].Addr.String()+":4000")
-	k.addTCP(g, "TCP from outside", g.out[1], false, netip.AddrPortFrom(g.outside(false), 4000))
+	k := openTalk(g)
 	k.goOn("before")
 	before := len(g.readTable().sessions)
 

@@ -54,14 +54,7 @@ func stressKills(t *testing.T) int {
 // rules are the old ones or the new ones, the same command again succeeds, no
 // packet is lost, no connection breaks, and the table stays whole.
 func TestStressKilled(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TAPGATE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TAPGATE_SEED: %v", err)
-		}
-	}
-	t.Logf("TAPGATE_SEED=%d", seed)
+	seed := diceSeed(t)
 	g := newGate(t, changeConfig)
 	p := newStreams(g.gateway)
 	p.up.pace, p.down.pace = 5*time.Millisecond, 5*time.Millisecond // time for the commands

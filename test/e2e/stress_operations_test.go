@@ -105,9 +105,9 @@ func (o *operated) restartAgent() {
 // no connection breaks, and in force is what the last command said that succeeded.
 func TestStressOperations(t *testing.T) {
 	other := anotherBuild(t, builds.Programs)
-	o := &operated{gate: newGate(t, changeConfig), dice: upgradeSeed(t), builds: [2]string{binary, other}, config: changeConfig}
+	o := &operated{gate: newGate(t, changeConfig), dice: rand.New(rand.NewPCG(diceSeed(t), 0)), builds: [2]string{binary, other}, config: changeConfig}
 	p := newStreams(o.gateway)
-	k := upgradeTalk(o.gate)
+	k := openTalk(o.gate)
 	k.goOn("before")
 	halves := len(o.readTable().sessions)
 	o.restartAgent()

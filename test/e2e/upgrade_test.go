@@ -3,9 +3,6 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,33 +10,6 @@ import (
 	"tapgate/loader"
 	"tapgate/test/builds"
 )
-
-// upgradeSeed is that of a test's dice; TAPGATE_SEED says otherwise.
-func upgradeSeed(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TAPGATE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TAPGATE_SEED: %v", err)
-		}
-	}
-	t.Logf("TAPGATE_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-// upgradeTalk are TCP connections through the gateway, from either side.
-func upgradeTalk(g *gate) *talk {
-	g.t.Helper()
-	k := newTalk(g.t)
-	for _, v6 := range []bool{false, true} {
-		at := echoTCP(g.t, g.out[1], netip.AddrPortFrom(addrOf(g.out[1], v6), 0).String())
-		k.addTCP(g, fmt.Sprintf("TCP from inside, IPv6 %v", v6), g.in[1], v6, netip.MustParseAddrPort(at))
-	}
-	echoTCP(g.t, g.in[0], g.in[0].Addr.String()+":4000")
-	k.addTCP(g, "TCP from outside", g.out[1], false, netip.AddrPortFrom(g.outside(false), 4000))
-	return k
-}
 
 // Upgrades back and forth between two builds at any moment (TAPGATE_UPGRADES says how
 // many; fifty are in TestStressOperations), while packets flow both ways as fast as both ends take them and TCP
@@ -65,7 +35,7 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 }
 
 func upgrades(t *testing.T, kind loader.AttachKind, other string, n int, throughKernel bool) {
-	dice := upgradeSeed(t)
+	dice := rand.New(rand.NewPCG(diceSeed(t), 0))
 	g := newGateLab(t)
 	g.kind = kind
 	g.apply(changeConfig)
@@ -75,7 +45,7 @@ func upgrades(t *testing.T, kind loader.AttachKind, other string, n int, through
 	for _, m := range members {
 		before[m] = g.passedAtRest(m)
 	}
-	k := upgradeTalk(g)
+	k := openTalk(g)
 	k.goOn("before")
 	g.forwards()
 	halves, fast := len(g.readTable().sessions), g.counts()
@@ -202,14 +172,14 @@ func TestUpgradeKilled(t *testing.T) {
 }
 
 func killUpgrades(t *testing.T, kind loader.AttachKind, other string) {
-	dice := upgradeSeed(t)
+	dice := rand.New(rand.NewPCG(diceSeed(t), 0))
 	g := newGateLab(t)
 	g.kind = kind
 	empty := tree(t, g.bpffs)
 	g.apply(changeConfig)
 	p := newStreams(g.gateway)
 	p.up.pace, p.down.pace = 2*time.Millisecond, 2*time.Millisecond // time for the commands
-	k := upgradeTalk(g)
+	k := openTalk(g)
 	k.goOn("before")
 	kill := killer{g: g.by(other).gateway, rng: dice}
 	calls, _, talk := kill.traced("upgrade", -1)
