@@ -81,35 +81,18 @@ func (g *Gateway) dropMoved() (told []string, err error) {
 
 // dropPrograms detaches programs from interfaces that do not want them: taps
 // first, and delivery once none of them can be running any more, since a copy
-// without delivery would reach the sensor's network unfinished.
+// without delivery would reach the sensor's network unfinished. What goes here and
+// after it may be in use by programs that read the control word before: it waits for those.
 func (g *Gateway) dropPrograms(wanted map[int][]string) error {
 	pins, err := listLinkPins(g.dir)
-	errs := []error{err}
-	for _, programs := range [][]string{tapPrograms, dmzPrograms} {
-		dropped := false
-		for _, pin := range pins {
-			if slices.Contains(programs, pin.program) && !slices.Contains(wanted[pin.ifindex], pin.program) {
-				if !dropped {
-					dropped = true
-					errs = append(errs, g.waitForPrograms())
-				}
-				h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
-				errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
-			}
-		}
-		for _, t := range g.journal.Touched {
-			for _, program := range programs {
-				if slices.Contains(wanted[t.Ifindex], program) {
-					continue
-				}
-				if !dropped {
-					dropped = true
-					errs = append(errs, g.waitForPrograms())
-				}
-				errs = append(errs, removeFilters(program, hookOf(program, t.Ifindex, t.Interface)))
-			}
-		}
+	errs := []error{err, g.waitForPrograms()}
+	dropped, err := g.dropKind(tapPrograms, pins, wanted)
+	errs = append(errs, err)
+	if dropped {
+		errs = append(errs, g.waitForPrograms())
 	}
+	_, err = g.dropKind(dmzPrograms, pins, wanted)
+	errs = append(errs, err)
 	dirs, err := os.ReadDir(filepath.Join(g.dir, linksDir))
 	errs = append(errs, err)
 	for _, d := range dirs {
@@ -121,6 +104,34 @@ func (g *Gateway) dropPrograms(wanted map[int][]string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// dropKind detaches some programs from interfaces that do not want them. It says
+// whether there was any.
+func (g *Gateway) dropKind(programs []string, pins []linkPin, wanted map[int][]string) (dropped bool, err error) {
+	var errs []error
+	for _, pin := range pins {
+		if slices.Contains(programs, pin.program) && !slices.Contains(wanted[pin.ifindex], pin.program) {
+			dropped = true
+			h := hookOf(pin.program, pin.ifindex, g.nameOf(pin.ifindex))
+			errs = append(errs, detachProgram(pin.program, h, g.linkDir(pin.ifindex)))
+		}
+	}
+	for _, t := range g.journal.Touched {
+		for _, program := range programs {
+			if slices.Contains(wanted[t.Ifindex], program) {
+				continue
+			}
+			h := hookOf(program, t.Ifindex, t.Interface)
+			filters, err := listFilters(h)
+			errs = append(errs, err)
+			if _, ours := ownFilter(filters, program); ours {
+				dropped = true
+				errs = append(errs, removeFilters(program, h))
+			}
+		}
+	}
+	return dropped, errors.Join(errs...)
 }
 
 // waitForPrograms returns when no program runs that may have read the control
