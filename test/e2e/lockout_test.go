@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -355,7 +356,9 @@ func sendAdvertisement(ifname string) error {
 			source = p.Addr().String()
 		}
 	}
-	c, err := icmp.ListenPacket("ip6:ipv6-icmp", source+"%"+ifname)
+	// By number: package net remembers the numbers of names for a minute, of whichever namespace.
+	zone := strconv.Itoa(link.Index)
+	c, err := icmp.ListenPacket("ip6:ipv6-icmp", source+"%"+zone)
 	if err != nil {
 		return err
 	}
@@ -370,6 +373,6 @@ func sendAdvertisement(ifname string) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.WriteTo(text, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: ifname})
+	_, err = c.WriteTo(text, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: zone})
 	return err
 }
