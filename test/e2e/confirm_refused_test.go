@@ -54,7 +54,7 @@ func TestConfirmDryRun(t *testing.T) {
 	if r.code != 0 {
 		t.Errorf("dry run: %s", r)
 	}
-	g.sameAs(before)
+	g.unchanged(before, "afterwards")
 	if now := tree(t, g.bpffs); len(now) != len(files) {
 		t.Errorf("a dry run leaves %v", now)
 	}

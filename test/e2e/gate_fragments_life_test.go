@@ -98,5 +98,5 @@ func TestGateFragmentsKilled(t *testing.T) {
 	ids.owned(t, g.bpffs)
 	g.must("detach")
 	ids.gone(t)
-	g.sameAs(before)
+	g.unchanged(before, "afterwards")
 }

@@ -145,15 +145,19 @@ func pretty(s string) string {
 	return b.String()
 }
 
-// neighbours are those that the gateway knows, without the states, which change by themselves.
+// neighbours are those that somebody has set. What the kernel learns it forgets when it
+// likes: earlier where the networks of other tests fill its table.
 func (g *gateway) neighbours() string {
-	var list []struct{ Dst, Dev, Lladdr string }
+	var list []map[string]any
 	if err := json.Unmarshal([]byte(g.inGateway("ip", "-j", "neigh", "show", "nud", "all")), &list); err != nil {
 		g.t.Fatal(err)
 	}
 	var lines []string
 	for _, n := range list {
-		lines = append(lines, n.Dst+" "+n.Dev+" "+n.Lladdr)
+		_, managed := n["managed"]
+		if states, _ := n["state"].([]any); managed || slices.Contains(states, any("PERMANENT")) {
+			lines = append(lines, fmt.Sprint(n["dst"], n["dev"], n["lladdr"]))
+		}
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")

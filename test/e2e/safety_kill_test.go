@@ -146,7 +146,7 @@ func TestSafetyKilled(t *testing.T) {
 		ids.owned(t, g.bpffs)
 		g.must("detach")
 		ids.gone(t)
-		g.sameAs(before)
+		g.unchanged(before, "afterwards")
 		p.check()
 	})
 }
@@ -233,15 +233,4 @@ func (k *killer) command(c killed) {
 	if deaths < len(at)*3/4 {
 		g.t.Errorf("%q was killed only %d times of %d", c.args, deaths, len(at))
 	}
-}
-
-// sameAs is unchanged but for neighbours, which production made.
-func (g *gateway) sameAs(before listings) {
-	g.t.Helper()
-	delete(before, "neighbours")
-	eventually(g.t, func() string {
-		now := g.list()
-		delete(now, "neighbours")
-		return before.difference(now)
-	})
 }
