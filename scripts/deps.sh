@@ -10,7 +10,7 @@ wanted=(
   iproute2 iputils-ping ethtool nftables iptables procps             # networks
   firewalld dbus-daemon                                              # a host's own firewall
   dnsmasq-base udhcpc                                                # a provider's DHCP and advertisements
-  prometheus                                                         # metrics, alert rules
+  prometheus logrotate                                               # metrics, alert rules, logs
   tcpdump tshark tcpreplay iperf3 strace                             # traffic, captures
   openssh-server openssh-client tmux                                 # the SSH connection in use
   mmdebstrap rpm systemd                                             # packages, units

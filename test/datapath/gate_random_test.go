@@ -113,7 +113,7 @@ func number(t testing.TB, name string, otherwise uint64) uint64 {
 //	TAPGATE_RANDOM_PACKETS=10000000 TAPGATE_RANDOM_SEED=1 go test -run TestGatewayRandom -timeout 4h ./test/datapath
 func TestGatewayRandom(t *testing.T) {
 	requireIngressIfindex(t)
-	packets, seed := int(number(t, "TAPGATE_RANDOM_PACKETS", 12000)), number(t, "TAPGATE_RANDOM_SEED", 1)
+	packets, seed := int(number(t, "TAPGATE_RANDOM_PACKETS", 100_000)), number(t, "TAPGATE_RANDOM_SEED", 1)
 	g := newGateway(t)
 	w := newTestWorld(t, g)
 	start, told := time.Now(), time.Now()

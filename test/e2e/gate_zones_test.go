@@ -254,6 +254,9 @@ func TestGateMidStream(t *testing.T) {
 		s.talk()
 		early = append(early, s)
 	}
+	if left := g.status().Gateway.Adopting; left < 500 || left > 600 {
+		t.Errorf("taken over for another %v s, want ten minutes", left)
+	}
 	g.clock((*gateclock.Clock).EndAdoption)
 	for _, s := range early {
 		late := g.newStream(in, 5001, out, 9000, s.a.Addr().Is6())

@@ -118,7 +118,11 @@ func TestStressChanges(t *testing.T) {
 	took := time.Since(begin)
 	arrived := p.up.arrived.Load() + p.down.arrived.Load() - sent
 	fast := g.fastSince(counted, "eth3 in") + g.fastSince(counted, "eth0 in")
-	t.Logf("%d changes in %v, %.0f packets a second meanwhile; %d of %d took the fast path", n, took, float64(arrived)/took.Seconds(), fast, arrived)
+	rate := float64(arrived) / took.Seconds()
+	t.Logf("%d changes in %v, %.0f packets a second meanwhile; %d of %d took the fast path", n, took, rate, fast, arrived)
+	if rate < leastRate {
+		t.Error("that is no stream")
+	}
 	if fast < int(arrived/2) {
 		t.Error("that is less than half of them")
 	}

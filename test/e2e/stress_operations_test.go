@@ -139,8 +139,12 @@ func TestStressOperations(t *testing.T) {
 	o.restartAgent() // the last one may end by itself: upgraded after it was started
 	took := time.Since(begin)
 	arrived = p.up.arrived.Load() + p.down.arrived.Load() - arrived
+	rate := float64(arrived) / took.Seconds()
 	t.Logf("%d applies, %d upgrades, %d agents in %v; %d of %d that were to be killed died; %.0f packets a second meanwhile",
-		n, upgrades, agents, took, o.deaths, o.kills, float64(arrived)/took.Seconds())
+		n, upgrades, agents, took, o.deaths, o.kills, rate)
+	if rate < leastRate {
+		t.Error("that is no stream")
+	}
 	if o.deaths == 0 {
 		t.Error("nothing was killed: the test sees too little")
 	}

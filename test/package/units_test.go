@@ -44,3 +44,32 @@ func TestUnits(t *testing.T) {
 		t.Errorf("verify: %v\n%s", err, out)
 	}
 }
+
+// At boot the host's firewall has its rules and the network its addresses before apply
+// looks at them, and the agent finds something in force. Leaving a unit out is no error
+// to systemd.
+func TestUnitsOrder(t *testing.T) {
+	for name, wanted := range map[string]string{
+		"tapgate.service": "network-online.target systemd-networkd.service NetworkManager.service networking.service " +
+			"firewalld.service nftables.service iptables.service ip6tables.service netfilter-persistent.service ufw.service docker.service",
+		"tapgate-agent.service": "tapgate.service",
+	} {
+		text, err := os.ReadFile(filepath.Join(repository, "scripts/systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := map[string]bool{}
+		for line := range strings.Lines(string(text)) {
+			if list, ok := strings.CutPrefix(strings.TrimSpace(line), "After="); ok {
+				for _, unit := range strings.Fields(list) {
+					after[unit] = true
+				}
+			}
+		}
+		for _, unit := range strings.Fields(wanted) {
+			if !after[unit] {
+				t.Errorf("%s does not start after %s", name, unit)
+			}
+		}
+	}
+}
