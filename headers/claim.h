@@ -275,7 +275,7 @@ __noinline int tg_claim(struct __sk_buff *skb)
 	if (!tg_claim_port(skb, g)) {
 		/* What has expired may have them, and no new flow looks for it. */
 		g->tidy_at = 0;
-		tg_tidy(TG_OF_PACKET, g);
+		tg_tidy(TG_OF_PACKET, g, 0);
 		return TG_DROP_NO_PORT;
 	}
 	b = (struct tg_binding *)g->binding;

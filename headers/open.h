@@ -195,7 +195,7 @@ __noinline int tg_open(__u32 whose)
 	set = tg_setting_of(g->generation);
 	if (!set)
 		return TG_DROP_ERROR;
-	tg_tidy(whose, g);
+	tg_tidy(whose, g, tg_has_room(g));
 	why = tg_take_places(whose, g, set);
 	if (why)
 		return why;

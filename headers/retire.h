@@ -26,14 +26,16 @@ enum tg_turned {
 /* Which heads a turn takes. */
 enum tg_turning {
 	TG_TURN_DUE = 0, /* those that were not looked at for a while */
+	TG_TURN_SOON,	 /* the same, but fresh ones come sooner */
 	TG_TURN_ALL,
 	TG_TURN_MAKE_ROOM, /* all, and an unanswered one may go for the flow that is laid out */
 };
 
-/* So long a living flow is left alone once it was looked at: the answer to a new flow
- * comes within that, and the shortest timer of settled ones is 60 s. */
-#define TG_LOOK_FRESH ((__s32)TG_COARSE(250000000ULL))
-#define TG_LOOK_SETTLED ((__s32)TG_COARSE(60000000000ULL))
+/* So long a living flow is left alone once it was looked at; for packets one that expires
+ * meanwhile is gone all the same. Where room may be wanted, fresh ones only so long as an
+ * answer takes: whoever looks for one that may go finds no answered ones before it then. */
+#define TG_LOOK ((__s32)TG_COARSE(60000000000ULL))
+#define TG_LOOK_SOON ((__s32)TG_COARSE(250000000ULL))
 
 /* When nothing was due, it is not asked again for so long on this CPU. */
 #define TG_TIDY_AGAIN 1000000ULL
@@ -171,8 +173,8 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 	if (!g)
 		return TG_TURN_NOTHING;
 	set = tg_setting_of(g->generation);
-	if (how == TG_TURN_DUE &&
-	    (bpf_map_peek_elem(&tg_fresh, &g->turn) || tg_not_due(g, TG_LOOK_FRESH)))
+	if (how <= TG_TURN_SOON && (bpf_map_peek_elem(&tg_fresh, &g->turn) ||
+				    tg_not_due(g, how == TG_TURN_DUE ? TG_LOOK : TG_LOOK_SOON)))
 		return TG_TURN_NOTHING;
 	if (!set || bpf_map_pop_elem(&tg_fresh, &g->turn))
 		return TG_TURN_NOTHING;
@@ -205,7 +207,7 @@ __noinline int tg_turn_fresh(__u32 whose, __u32 how)
 	return TG_TURN_LOOKED;
 }
 
-/* how: TG_TURN_DUE or TG_TURN_ALL. */
+/* how: TG_TURN_ALL, or what is due. */
 __noinline int tg_turn_settled(__u32 whose, __u32 how)
 {
 	struct tg_gate *g = tg_gate_of(whose);
@@ -215,8 +217,8 @@ __noinline int tg_turn_settled(__u32 whose, __u32 how)
 	if (!g)
 		return TG_TURN_NOTHING;
 	set = tg_setting_of(g->generation);
-	if (how == TG_TURN_DUE &&
-	    (bpf_map_peek_elem(&tg_settled, &g->turn) || tg_not_due(g, TG_LOOK_SETTLED)))
+	if (how <= TG_TURN_SOON &&
+	    (bpf_map_peek_elem(&tg_settled, &g->turn) || tg_not_due(g, TG_LOOK)))
 		return TG_TURN_NOTHING;
 	if (!set || bpf_map_pop_elem(&tg_settled, &g->turn))
 		return TG_TURN_NOTHING;
@@ -328,13 +330,22 @@ __noinline int tg_turn_idle(__u32 whose)
 	return TG_TURN_LOOKED;
 }
 
-/* What new flows do for the table as long as something is due: twice as much as they
- * add, but for settled ones, which are looked at several times, while the table is less
- * than half full. */
-static __always_inline void tg_tidy(__u32 whose, struct tg_gate *g)
+/* Whether there is room for everybody: a table less than half full, and fewer unanswered
+ * flows in all than one host may have. */
+static __always_inline int tg_has_room(const struct tg_gate *g)
 {
 	const struct tg_setting *set = tg_setting_of(g->generation);
 	const struct tg_table_state *t = tg_whole_table();
+
+	return set && t && t->flows < set->max_flows / 2 && t->fresh < set->max_fresh_host &&
+	       t->forwarded < set->max_forwarded / 2;
+}
+
+/* What new flows do for the table as long as something is due: twice as much as they
+ * add, but for settled ones, which are looked at several times, while there is room. */
+static __always_inline void tg_tidy(__u32 whose, struct tg_gate *g, int room)
+{
+	__u32 how = room ? TG_TURN_DUE : TG_TURN_SOON;
 	int turned = 0;
 
 	if (g->now < g->tidy_at)
@@ -343,14 +354,14 @@ static __always_inline void tg_tidy(__u32 whose, struct tg_gate *g)
 		turned = 1;
 		tg_turn_dying(whose);
 	}
-	if (tg_turn_fresh(whose, TG_TURN_DUE) != TG_TURN_NOTHING) {
+	if (tg_turn_fresh(whose, how) != TG_TURN_NOTHING) {
 		turned = 1;
-		tg_turn_fresh(whose, TG_TURN_DUE);
+		tg_turn_fresh(whose, how);
 	}
-	if (tg_turn_settled(whose, TG_TURN_DUE) != TG_TURN_NOTHING) {
+	if (tg_turn_settled(whose, how) != TG_TURN_NOTHING) {
 		turned = 1;
-		if (!set || !t || t->flows > set->max_flows / 2)
-			tg_turn_settled(whose, TG_TURN_DUE);
+		if (!room)
+			tg_turn_settled(whose, how);
 	}
 	if (tg_turn_idle(whose) != TG_TURN_NOTHING) {
 		turned = 1;
