@@ -23,7 +23,8 @@
 #   scripts/bench.sh --gate --quick --loads flows-1k,both-1k \
 #     --modes masquerade-tee,tapgate-fast,tapgate-fast-tap
 #
-# Ratios hold from run to run, absolute figures do not. Where the time goes:
+# Ratios hold from run to run, absolute figures do not: test/bench/README.md has what
+# --markdown printed, and what it means. Where the time goes:
 #   scripts/bench.sh --quick --profile tapgate tapgate-raw
 # runs a pass more with the kernel's BPF statistics on (asked for by a file
 # descriptor, since the sysctl kernel.bpf_stats_enabled is the whole machine's)

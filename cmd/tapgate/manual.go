@@ -26,11 +26,23 @@ var (
 	troubleshootingText string
 	//go:embed manual/tapgate.yaml.md
 	configurationText string
+	//go:embed manual/operations.md
+	operationsText string
+	//go:embed manual/accounting.md
+	accountingText string
+	//go:embed manual/limits.md
+	limitsText string
 )
 
+// miscellany is the name of section 7.
+const miscellany = "Miscellaneous Information Manual"
+
 var manualPages = []manualPage{
-	{"troubleshooting", "tapgate-troubleshooting", "7", "Miscellaneous Information Manual", "From what you see to what it is and what helps", troubleshootingText},
+	{"troubleshooting", "tapgate-troubleshooting", "7", miscellany, "From what you see to what it is and what helps", troubleshootingText},
 	{"tapgate.yaml", "tapgate.yaml", "5", "File Formats Manual", "All keys of the configuration, their defaults and units", configurationText},
+	{"operations", "tapgate-operations", "7", miscellany, "Take over a gateway, change it, watch it, upgrade it, boot it", operationsText},
+	{"accounting", "tapgate-accounting", "7", miscellany, "What of every packet is counted, and how to prove that nothing is missing", accountingText},
+	{"limits", "tapgate-limits", "7", miscellany, "What tapgate does not do, and what it takes for granted", limitsText},
 }
 
 // newTopicCommand makes a help topic: a command that does nothing but tell.

@@ -147,7 +147,7 @@ func parse(args []string) (*settings, error) {
 	fs.IntVar(&set.cpu, "cpu", lastCPU(), "CPU that does everything")
 	fs.StringVar(&set.tapgate, "tapgate", "", "the tapgate binary (bench.sh builds it)")
 	fs.StringVar(&set.json, "json", "", "write all figures to this file")
-	fs.BoolVar(&set.markdown, "markdown", false, "print the table as Markdown")
+	fs.BoolVar(&set.markdown, "markdown", false, "print the tables as Markdown, as test/bench/README.md has them")
 	fs.BoolVar(&set.profile, "profile", false, "afterwards, show the time in each BPF program")
 	fs.BoolVar(&set.gate, "gate", false, "measure the gateway's NAT beside the kernel's MASQUERADE, not the tap")
 	quick := fs.Bool("quick", false, "2 short rounds; ratios are rougher")

@@ -288,7 +288,8 @@ func TestPackages(t *testing.T) {
 		new := strings.Join(added(before, m.files(kind.except...)), "\n")
 		for _, want := range []string{
 			"./usr/sbin/tapgate f 755 root root ", "./usr/lib/systemd/system/tapgate.service f 644 ", "/tapgate-agent.service f 644 ",
-			"/man8/tapgate-apply.8.gz f 644 ", "/man7/tapgate-troubleshooting.7.gz f 644 ", "/man5/tapgate.yaml.5.gz f 644 ", "/bash-completion/completions/tapgate f ", "/_tapgate f ", "/tapgate.fish f ",
+			"/man8/tapgate-apply.8.gz f 644 ", "/man7/tapgate-troubleshooting.7.gz f 644 ", "/man7/tapgate-operations.7.gz f 644 ",
+			"/man7/tapgate-accounting.7.gz f 644 ", "/man7/tapgate-limits.7.gz f 644 ", "/man5/tapgate.yaml.5.gz f 644 ", "/bash-completion/completions/tapgate f ", "/_tapgate f ", "/tapgate.fish f ",
 			"./usr/share/doc/tapgate/tapgate.yaml f ", "./usr/share/tapgate/tapgate.schema.json f ", "./usr/share/doc/tapgate/copyright f ", "./etc/tapgate d ",
 		} {
 			if !strings.Contains(new, want) {

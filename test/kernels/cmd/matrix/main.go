@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string) error {
 	f.BoolVar(&o.fetch, "fetch", false, "download and unpack, print the paths of the images, and do no more")
 	f.BoolVar(&o.update, "update", false, "ask for newer packages now, not only when those in the cache are a week old")
 	f.BoolVar(&o.table, "table", false, "print the results as a Markdown table too")
-	f.BoolVar(&o.readme, "readme", false, "write that table into README.md; needs all kernels")
+	f.BoolVar(&o.readme, "readme", false, "write that table into "+readme+"; needs all kernels")
 	f.BoolVar(&o.noTapgate, "no-tapgate", false, "do not build cmd/tapgate and give it to the tests")
 	f.StringVar(&o.json, "json", "", "write the results into this file")
 	f.IntVar(&o.jobs, "jobs", max(1, runtime.NumCPU()), "how many kernels run at the same time, with 1 GB of memory each")
@@ -338,7 +338,7 @@ func (m *matrix) publish(results []*result) error {
 		fmt.Print("\n", t, "\n")
 	}
 	if m.options.readme {
-		if err := writeReadme("README.md", t); err != nil {
+		if err := writeReadme(readme, t); err != nil {
 			return err
 		}
 	}

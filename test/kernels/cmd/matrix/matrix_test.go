@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -91,6 +93,13 @@ func TestTable(t *testing.T) {
 	}
 	if _, err := replaceTable([]byte("no markers"), ""); err == nil {
 		t.Error("a text without markers was changed")
+	}
+	page, err := os.ReadFile(filepath.Join("../../../..", readme))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := replaceTable(page, ""); err != nil {
+		t.Errorf("%s: %v", readme, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 )
 
 const (
+	readme     = "test/kernels/README.md" // holds the table; from the repository's root
 	tableBegin = "<!-- kernels:begin -->"
 	tableEnd   = "<!-- kernels:end -->"
 )
