@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"tapgate/loader"
+	"tapgate/test/maptypes"
 )
 
 // enum is an enum of headers/abi.h as the kernel has it, without the last value,
@@ -45,25 +46,9 @@ func enumOfMap(id ebpf.MapID, name string) (*btf.Enum, error) {
 		return nil, err
 	}
 	defer m.Close()
-	info, err := m.Info()
-	if err != nil {
-		return nil, err
-	}
-	types, ok := info.BTFID()
-	if !ok {
-		return nil, ebpf.ErrNotSupported
-	}
-	h, err := btf.NewHandleFromID(types)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	spec, err := h.Spec(nil)
-	if err != nil {
-		return nil, err
-	}
 	var e *btf.Enum
-	return e, spec.TypeByName(name, &e)
+	err = maptypes.Find(m, name, &e)
+	return e, err
 }
 
 // Whatever the programs count has a name in status, its own.

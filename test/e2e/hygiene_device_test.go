@@ -56,6 +56,16 @@ func (g *gateway) resolved() {
 	})
 }
 
+// newTapped is a gateway with the example in force, to which the sensor has answered.
+func newTapped(t *testing.T, kind loader.AttachKind) *gateway {
+	t.Helper()
+	g := newGateway(t, lab.RoutedOutside())
+	g.kind = kind
+	g.apply(example)
+	g.resolved()
+	return g
+}
+
 // recable makes the cable between the gateway and the first host of a network
 // again, after the old one was deleted.
 func (g *gateway) recable(h *lab.Host, ifname string, sameIndex bool) {
@@ -90,10 +100,7 @@ var withoutEth3 = strings.NewReplacer("[eth3]", "[eth4]", "  mgmt:     {interfac
 func TestHygieneDeviceMovedAndBack(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		g := newGateway(t, lab.RoutedOutside())
-		g.kind = kind
-		g.apply(example)
-		g.resolved()
+		g := newTapped(t, kind)
 		g.wantProblems()
 		there := func() { g.ip(g.Gateway, "link set eth3 netns "+g.Mgmt.Name+" name guest0") }
 		back := func() {
@@ -176,10 +183,7 @@ func (g *gateway) programsOf(h *lab.Host) listings {
 func TestHygieneDeviceMovedForGood(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		g := newGateway(t, lab.RoutedOutside())
-		g.kind = kind
-		g.apply(example)
-		g.resolved()
+		g := newTapped(t, kind)
 		// Over there an interface has the number of our dmz interface.
 		g.ip(g.Mgmt, "link add decoy index "+strconv.Itoa(g.Gateway.Interface("eth2").Index)+" type veth peer name lure")
 		g.ip(g.Mgmt, "link set decoy up")
@@ -240,10 +244,7 @@ func oddFrame(n byte) []byte {
 func TestHygieneDMZDeviceMoved(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		g := newGateway(t, lab.RoutedOutside())
-		g.kind = kind
-		g.apply(example)
-		g.resolved()
+		g := newTapped(t, kind)
 		g.ip(g.Gateway, "link set eth2 netns "+g.Mgmt.Name)
 		g.ip(g.Mgmt, "link set eth2 up")
 		g.ip(g.Mgmt, "addr add 192.168.4.1/24 dev eth2")
@@ -270,10 +271,7 @@ func TestHygieneDMZDeviceMoved(t *testing.T) {
 func TestHygieneDeviceBackWithAnotherIndex(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		g := newGateway(t, lab.RoutedOutside())
-		g.kind = kind
-		g.apply(example)
-		g.resolved()
+		g := newTapped(t, kind)
 		index := strconv.Itoa(g.Gateway.Interface("eth3").Index)
 		g.ip(g.Gateway, "link set eth3 netns "+g.Mgmt.Name)
 		g.ip(g.Gateway, "link add other index "+index+" type veth peer name another")
@@ -297,10 +295,7 @@ func TestHygieneDeviceMadeAgain(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
 		for _, same := range []bool{false, true} {
-			g := newGateway(t, lab.RoutedOutside())
-			g.kind = kind
-			g.apply(example)
-			g.resolved()
+			g := newTapped(t, kind)
 			g.ip(g.Gateway, "link del eth3")
 			g.wantProblems(tapMoved)
 			g.recable(g.Servers[0], "eth3", same)

@@ -20,10 +20,7 @@ import (
 func TestMendedStatusTellsWhy(t *testing.T) {
 	t.Parallel()
 	eachKind(t, func(t *testing.T, kind loader.AttachKind) {
-		g := newGateway(t, lab.RoutedOutside())
-		g.kind = kind
-		g.apply(example)
-		g.resolved()
+		g := newTapped(t, kind)
 		one := func(when, want string) {
 			t.Helper()
 			eventually(t, func() string {

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	bin "encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -11,24 +10,21 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 
 	"tapgate/loader"
+	"tapgate/test/maptypes"
 )
-
-// member is where a member of a struct stands.
-type member struct{ at, size uint32 }
 
 // element is an element of a pinned map, whose members are found by name in the
 // types that the kernel keeps with the map.
 type element struct {
 	key, value []byte
-	members    map[string]member
+	members    map[string]maptypes.Member
 }
 
 func (e element) number(name string) uint64 {
 	m := e.members[name]
-	switch b := e.value[m.at:]; m.size {
+	switch b := e.value[m.At:]; m.Size {
 	case 1:
 		return uint64(b[0])
 	case 2:
@@ -43,7 +39,7 @@ func (e element) number(name string) uint64 {
 
 func (e element) bytes(name string) []byte {
 	m := e.members[name]
-	return e.value[m.at : m.at+m.size]
+	return e.value[m.At : m.At+m.Size]
 }
 
 // Keys of flows and bindings: struct tg_tuple and tg_endpoint of abi_gate.h.
@@ -119,34 +115,9 @@ func readElements(path, value string) (map[string]element, error) {
 		return nil, err
 	}
 	defer m.Close()
-	info, err := m.Info()
+	members, err := maptypes.Members(m, value)
 	if err != nil {
 		return nil, err
-	}
-	id, ok := info.BTFID()
-	if !ok {
-		return nil, errors.New("the kernel has no types of it")
-	}
-	h, err := btf.NewHandleFromID(id)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	types, err := h.Spec(nil)
-	if err != nil {
-		return nil, err
-	}
-	var s *btf.Struct
-	if err := types.TypeByName(value, &s); err != nil {
-		return nil, err
-	}
-	members := map[string]member{}
-	for _, f := range s.Members {
-		size, err := btf.Sizeof(f.Type)
-		if err != nil {
-			return nil, err
-		}
-		members[f.Name] = member{f.Offset.Bytes(), uint32(size)}
 	}
 	all := map[string]element{}
 	var k, v []byte

@@ -17,8 +17,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"tapgate/test/maptypes"
 )
 
 // Clock is the time of the flows in a gateway's maps.
@@ -85,65 +86,28 @@ func New(maps map[string]*ebpf.Map) (*Clock, error) {
 }
 
 func newTable(m *ebpf.Map, value string, times, coarse []string) (*table, error) {
-	offsets, err := members(m, value)
+	members, err := maptypes.Members(m, value)
 	if err != nil {
 		return nil, err
 	}
 	t := &table{m: m}
 	for _, name := range slices.Concat(times, coarse) {
-		at, ok := offsets[name]
+		member, ok := members[name]
 		if !ok {
 			return nil, fmt.Errorf("struct %s has no member %s", value, name)
 		}
 		if slices.Contains(coarse, name) {
-			t.coarse = append(t.coarse, at)
+			t.coarse = append(t.coarse, member.At)
 		} else {
-			t.times = append(t.times, at)
+			t.times = append(t.times, member.At)
 		}
 	}
-	var ok bool
-	if t.other, ok = offsets["other"]; !ok {
+	other, ok := members["other"]
+	if !ok {
 		return nil, fmt.Errorf("struct %s does not name its twin", value)
 	}
+	t.other = other.At
 	return t, nil
-}
-
-// members are the offsets of a struct's members.
-func members(m *ebpf.Map, name string) (map[string]uint32, error) {
-	var s *btf.Struct
-	if err := typeOf(m, name, &s); err != nil {
-		return nil, err
-	}
-	offsets := map[string]uint32{}
-	for _, member := range s.Members {
-		offsets[member.Name] = member.Offset.Bytes()
-	}
-	return offsets, nil
-}
-
-// typeOf finds a type by name among those that the kernel keeps with a map.
-func typeOf(m *ebpf.Map, name string, into any) error {
-	if m == nil {
-		return errors.New("no such map")
-	}
-	info, err := m.Info()
-	if err != nil {
-		return err
-	}
-	id, ok := info.BTFID()
-	if !ok {
-		return errors.New("the kernel has no types of it")
-	}
-	h, err := btf.NewHandleFromID(id)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	types, err := h.Spec(nil)
-	if err != nil {
-		return err
-	}
-	return types.TypeByName(name, into)
 }
 
 // longest is more than any test has go by for one flow; longer timers are set
@@ -289,21 +253,21 @@ const (
 // SetTimer sets a timer in both generations, also below what a configuration may
 // have: for those that are longer than the machine may have been up.
 func (c *Clock) SetTimer(timer int, d time.Duration) error {
-	offsets, err := members(c.settings, "tg_setting")
+	members, err := maptypes.Members(c.settings, "tg_setting")
 	if err != nil {
 		return err
 	}
-	return c.set(offsets["timers"]+8*uint32(timer), uint64(d))
+	return c.set(members["timers"].At+8*uint32(timer), uint64(d))
 }
 
 // EndAdoption has the time be over during which connections are taken over in
 // their middle.
 func (c *Clock) EndAdoption() error {
-	offsets, err := members(c.settings, "tg_setting")
+	members, err := maptypes.Members(c.settings, "tg_setting")
 	if err != nil {
 		return err
 	}
-	return c.set(offsets["adopt_until"], 1)
+	return c.set(members["adopt_until"].At, 1)
 }
 
 // set writes a number into the settings of both generations.
