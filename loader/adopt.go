@@ -309,6 +309,9 @@ func (g *Gateway) handBack() (told []string, err error) {
 	if len(l.flows) == 0 || err != nil {
 		return nil, err
 	}
+	if g.opt.Planner != nil {
+		g.opt.Planner.Ending(len(l.flows))
+	}
 	handed, err := l.toConntrack()
 	line := "ended " + counted(len(l.flows), "translated flow")
 	if handed > 0 {

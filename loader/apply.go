@@ -111,8 +111,9 @@ func (g *Gateway) apply(cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.record.File = cfg.File
 	if g.again { // it is no new change that somebody has made
-		p.record.Returned = g.active.Returned
+		p.record.Returned, p.record.File = g.active.Returned, g.active.File
 	}
 	if g.opt.Planner != nil {
 		g.opt.Planner.Planned(difference(&g.active, &p.record))

@@ -34,6 +34,17 @@ type Config struct {
 	// kernel with the state and given back by Gateway.Source; the loader
 	// does not look into it.
 	Source string
+	// File is where Source stands outside of the kernel, if anywhere. It is kept
+	// beside Source; the loader does not look into that either.
+	File SourceFile
+}
+
+// SourceFile is a configuration file that somebody edits.
+type SourceFile struct {
+	Path string `json:"path"` // absolute; "": there is none
+	// Sum is what its content is told by, as it was when it was read or written
+	// last; "" if what is in force never was its content.
+	Sum string `json:"sum,omitempty"`
 }
 
 // Zone is a named set of interfaces that share a role.

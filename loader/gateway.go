@@ -271,6 +271,24 @@ func (g *Gateway) linkDir(ifindex int) string {
 // Source returns the text of the configuration in force, as it was given in Config.
 func (g *Gateway) Source() string { return g.active.Source }
 
+// File returns the file of the configuration in force, as it was given in Config or to
+// SetFile.
+func (g *Gateway) File() SourceFile { return g.active.File }
+
+// SetFile notes that what is in force stands in this file.
+func (g *Gateway) SetFile(file SourceFile) error {
+	if file == g.active.File {
+		return nil
+	}
+	next := g.active
+	next.File = file
+	if err := writeRecord(g.maps[tapgateMapTgRecords], g.slot, next); err != nil {
+		return err
+	}
+	g.active = next
+	return nil
+}
+
 // Close lets go of the lock. What is in force stays in force.
 func (g *Gateway) Close() error {
 	closePins(g.maps, g.programs)

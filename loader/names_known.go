@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,7 +16,7 @@ type knownNames struct {
 	asked map[uint32]time.Time
 }
 
-// eventNames are the names of one generation.
+// eventNames are the names of the generations that are live.
 type eventNames struct {
 	flowNames
 	members map[uint32]memberRecord
@@ -25,10 +26,12 @@ func newKnownNames(opt Options) *knownNames {
 	return &knownNames{opt: opt, asked: map[uint32]time.Time{}}
 }
 
-func (k *knownNames) know(r *record) {
-	n := &eventNames{flowNames: namesOf(r), members: map[uint32]memberRecord{}}
-	for _, m := range r.Members {
-		n.members[uint32(m.Ifindex)] = m
+func (k *knownNames) know(live []generation) {
+	n := &eventNames{flowNames: namesOf(live), members: map[uint32]memberRecord{}}
+	for _, gen := range slices.Backward(live) {
+		for _, m := range gen.Members {
+			n.members[uint32(m.Ifindex)] = m
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -47,7 +50,7 @@ func (k *knownNames) names(rule uint32) *eventNames {
 	k.mu.Unlock()
 	if stale {
 		if g, err := Open(k.opt, ReadOnly); err == nil {
-			k.know(&g.active)
+			k.know(g.live())
 			_ = g.Close()
 			k.mu.Lock()
 			n = k.seen

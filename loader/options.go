@@ -34,14 +34,19 @@ type Options struct {
 	// Confirm, if not zero, has an apply go back by itself after this time unless
 	// Gateway.Confirm comes: ConfirmLeast to ConfirmMost.
 	Confirm time.Duration
-	// Planner, if set, is told what an apply is about to change, before it does.
+	// Planner, if set, is told what is about to change, before it does.
 	Planner Planner
 	// Verbose makes verifier errors carry the whole log.
 	Verbose bool
 }
 
 // Planner is told of changes before they are made.
-type Planner interface{ Planned([]Change) }
+type Planner interface {
+	// Planned is what an apply changes.
+	Planned([]Change)
+	// Ending says how many translated flows end with the last NAT rule.
+	Ending(flows int)
+}
 
 // Mode says what a Gateway is opened for.
 type Mode int

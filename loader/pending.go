@@ -116,11 +116,11 @@ func (r *record) nextSerial() uint64 {
 
 // previousTo is what "rollback" goes back to from a configuration of this text: one that
 // is applied again keeps what it had.
-func (r *record) previousTo(source string) string {
+func (r *record) previousTo(source string) (text string, file SourceFile) {
 	if source == r.Source {
-		return r.Previous
+		return r.Previous, r.PreviousFile
 	}
-	return r.Source
+	return r.Source, r.File
 }
 
 // stillWaits refuses another change while one waits: both slots are taken.
@@ -287,6 +287,14 @@ func (g *Gateway) Previous() string {
 	return g.active.Previous
 }
 
+// PreviousFile is the file of Previous.
+func (g *Gateway) PreviousFile() SourceFile {
+	if g.waits() {
+		return g.pending.other.File
+	}
+	return g.active.PreviousFile
+}
+
 // Confirm keeps the change that waits, and clears up behind the generation before it.
 // Where nothing waits it only finishes what an earlier run may have left.
 func (g *Gateway) Confirm() (result *Result, err error) {
@@ -329,8 +337,11 @@ func (g *Gateway) confirm() (*Result, error) {
 	return result, nil
 }
 
+// ErrNoneWaits: no change waits for confirmation, or not any more.
+var ErrNoneWaits = errors.New("no change waits for confirmation")
+
 // TakeBack puts the generation in force again that was before a change which waits for
-// confirmation. It fails if none waits.
+// confirmation. ErrNoneWaits if none does.
 func TakeBack(opt Options) (result *Result, err error) {
 	g, err := Open(opt, ReadWrite)
 	if err != nil {
@@ -338,7 +349,7 @@ func TakeBack(opt Options) (result *Result, err error) {
 	}
 	gone := g.active
 	if !g.waits() {
-		return nil, errors.Join(errors.New("no change waits for confirmation"), g.Close())
+		return nil, errors.Join(ErrNoneWaits, g.Close())
 	}
 	result, err = g.takeBack()
 	err = errors.Join(err, g.Close())

@@ -72,13 +72,12 @@ func roleNumber(r Role) tapgateTgRole {
 // makePlan lays out res beside the generation in force.
 func makePlan(old *record, res *resolved, source string) (*plan, error) {
 	p := &plan{
-		record: record{
-			Layout: Layout, Serial: old.nextSerial(), Applied: time.Now().UTC().Truncate(time.Second), Source: source, Previous: old.previousTo(source),
-		},
+		record:   record{Layout: Layout, Serial: old.nextSerial(), Applied: time.Now().UTC().Truncate(time.Second), Source: source},
 		members:  map[uint32]tapgateTgMember{},
 		targets:  map[uint32]tapgateTgTarget{},
 		nexthops: map[tapgateTgNexthopKey]tapgateTgNexthop{},
 	}
+	p.record.Previous, p.record.PreviousFile = old.previousTo(source)
 	slots, err := p.placeMembers(old, res)
 	if err != nil {
 		return nil, err

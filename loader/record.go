@@ -32,8 +32,11 @@ type record struct {
 	Serial  uint64    `json:"serial"` // 0: nothing was ever applied
 	Applied time.Time `json:"applied"`
 	Source  string    `json:"source"`
+	// File is the file that Source stands in.
+	File SourceFile `json:"file,omitzero"`
 	// Previous is the Source of the configuration before, for "rollback".
-	Previous string `json:"previous,omitempty"`
+	Previous     string     `json:"previous,omitempty"`
+	PreviousFile SourceFile `json:"previous_file,omitzero"`
 	// Returned: the change that was made last was not confirmed.
 	Returned *returned      `json:"returned,omitempty"`
 	Members  []memberRecord `json:"members"`

@@ -12,7 +12,7 @@ import (
 // Reduce puts cfg in force, which must be the configuration in force without
 // some mirrors, targets, forwards, masquerades or policies. Interfaces are not
 // looked at again, so that things can be stopped also where the rest of the
-// configuration no longer fits.
+// configuration no longer fits. Its file stays that of the one in force.
 func (g *Gateway) Reduce(cfg Config) (result *Result, err error) {
 	err = g.ns.do(func() error {
 		result, err = g.reduce(cfg)
@@ -44,7 +44,8 @@ func (g *Gateway) reducedPlan(cfg Config) (*plan, error) {
 		record:  g.active,
 		members: map[uint32]tapgateTgMember{}, targets: map[uint32]tapgateTgTarget{},
 	}
-	p.record.Serial, p.record.Previous, p.record.Returned = g.active.nextSerial(), g.active.previousTo(cfg.Source), nil
+	p.record.Serial, p.record.Returned = g.active.nextSerial(), nil
+	p.record.Previous, p.record.PreviousFile = g.active.previousTo(cfg.Source)
 	p.record.Applied = time.Now().UTC().Truncate(time.Second)
 	p.record.Source = cfg.Source
 	p.record.Mirrors = nil

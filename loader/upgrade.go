@@ -20,6 +20,10 @@ import (
 // has the kernel forward meanwhile.
 const Handover = 1
 
+// replaceState says what to do about state that cannot be taken over.
+const replaceState = "To change to this tapgate nevertheless, keep what is in force (tapgate config show >FILE), take it away " +
+	"(tapgate detach --force) and put it in force again (tapgate apply -f FILE): all translated connections break"
+
 // Upgrade puts the programs of this binary in place of the running ones, without a
 // gap; none are loaded for a gateway that is not there (ErrNotAttached). Nothing to
 // change is no error. ErrState where the running ones' maps cannot be taken over;
@@ -29,9 +33,8 @@ func Upgrade(opt Options, dryRun bool) (*Result, error) {
 	g, err := openAnyBuild(opt, ReadWrite)
 	var refused *refusedState
 	if errors.As(err, &refused) {
-		return nil, fmt.Errorf("%w in %s: %w; nothing was changed, since its flows and counters cannot be taken over. To change to "+
-			"this tapgate nevertheless, keep what is in force (tapgate config show >FILE), take it away (tapgate detach --force) "+
-			"and put it in force again (tapgate apply -f FILE): all translated connections break", ErrState, refused.dir, refused.why)
+		return nil, fmt.Errorf("%w in %s: %w; nothing was changed, since its flows and counters cannot be taken over. %s",
+			ErrState, refused.dir, refused.why, replaceState)
 	}
 	if err != nil {
 		return nil, err

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"tapgate/loader"
 )
 
 const forceConfig = "do what is refused for your own good, as cutting off the SSH connection in use"
@@ -89,6 +91,7 @@ func addFile(cmd *cobra.Command, file *string) {
 // readConfig reads and parses a configuration file or standard input.
 func (e *env) readConfig(file string) (*document, error) {
 	var text []byte
+	var from loader.SourceFile
 	var err error
 	switch file {
 	case "":
@@ -98,6 +101,7 @@ func (e *env) readConfig(file string) (*document, error) {
 		text, err = io.ReadAll(io.LimitReader(e.stdin, maxConfig+1))
 	default:
 		text, err = readFile(file)
+		from = sourceFile(file, text)
 	}
 	if err != nil {
 		var path *os.PathError
@@ -106,7 +110,12 @@ func (e *env) readConfig(file string) (*document, error) {
 		}
 		return nil, usagef("%s: %w", file, err)
 	}
-	return parseConfig(file, text)
+	doc, err := parseConfig(file, text)
+	if err != nil {
+		return nil, err
+	}
+	doc.File = from
+	return doc, nil
 }
 
 func readFile(name string) ([]byte, error) {

@@ -70,7 +70,11 @@ func (a *applying) read() (*document, error) {
 			return nil, usagef("--confirmed: nothing is kept for a gateway of another network namespace, unless --state-dir says where")
 		}
 		if _, err := os.Stat(kept); err == nil {
-			return a.env.readConfig(kept)
+			doc, err := a.env.readConfig(kept)
+			if err == nil {
+				doc.File = fileBeside(a.file, doc.Config)
+			}
+			return doc, err
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -113,6 +117,9 @@ func (a *applying) Planned(plan []loader.Change) {
 		}
 	}
 }
+
+// Ending says that flows are about to end.
+func (a *applying) Ending(flows int) { announcer{a.env}.Ending(flows) }
 
 func (a *applying) writeResult(r *loader.Result) error {
 	planned := map[string]bool{}

@@ -16,7 +16,7 @@ import (
 var changing = map[string]bool{
 	"apply": true, "attach": true, "detach": true, "confirm": true, "rollback": true, "upgrade": true,
 	"mirror add": true, "mirror del": true, "forward add": true, "forward del": true,
-	"masquerade add": true, "masquerade del": true, "flows flush": true,
+	"masquerade add": true, "masquerade del": true, "flows flush": true, "config save": true,
 }
 
 // auditID marks the records of changes in the journal: journalctl MESSAGE_ID=...
@@ -59,13 +59,18 @@ func (e *env) audit(cmd *cobra.Command, err error) {
 	e.auditLog(r)
 }
 
-// auditAgent records what the agent has changed by itself.
-func (e *env) auditAgent(opt loader.Options, changes []string, serial uint64) {
-	if e.auditLog != nil {
-		e.auditLog(auditRecord{
-			command: "agent", line: commandLine(e.args), netns: opt.Netns, who: whoCalls(), changes: changes, serial: serial,
-		})
+// auditAgent records what the agent has changed by itself, or what kept it from that.
+func (e *env) auditAgent(opt loader.Options, did *loader.Result, err error) {
+	if e.auditLog == nil {
+		return
 	}
+	if did == nil {
+		did = &loader.Result{}
+	}
+	e.auditLog(auditRecord{
+		command: "agent", line: commandLine(e.args), netns: opt.Netns, who: whoCalls(),
+		changes: did.Changes, warnings: did.Warnings, serial: did.Serial, err: err,
+	})
 }
 
 // noteResult keeps what a command has done for its record.

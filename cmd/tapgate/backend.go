@@ -9,7 +9,10 @@ import (
 // gateway is what commands ask of an open loader.Gateway.
 type gateway interface {
 	Source() string
+	File() loader.SourceFile
+	SetFile(loader.SourceFile) error
 	Previous() string
+	PreviousFile() loader.SourceFile
 	Pending() *loader.Pending
 	Returned() *loader.Returned
 	Confirm() (*loader.Result, error)

@@ -64,6 +64,15 @@ func (e *env) say(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "tapgate: "+format+"\n", args...)
 }
 
+// announcer says beforehand what a command without a plan ends.
+type announcer struct{ *env }
+
+func (announcer) Planned([]loader.Change) {}
+
+func (a announcer) Ending(flows int) {
+	a.say("this ends %s, but for those that a NAT of the host's own goes on with", counted(flows, "translated flow"))
+}
+
 // privileged makes the body of a command that touches the kernel. Those that change
 // something leave a record.
 func (e *env) privileged(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {

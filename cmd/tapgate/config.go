@@ -24,11 +24,15 @@ var roles = []string{
 	string(loader.RoleExternal), string(loader.RoleInternal), string(loader.RoleDMZ), string(loader.RoleMgmt),
 }
 
+// byteOrderMark is what editors on Windows put first.
+const byteOrderMark = "\ufeff"
+
 // document is a configuration file that was understood.
 type document struct {
 	loader.Config
 	file   string
 	places map[string]token.Position
+	root   ast.Node // of Source
 }
 
 // parseConfig reads the text of a configuration file. file is what errors call
@@ -44,14 +48,13 @@ func parseConfig(file string, text []byte) (*document, error) {
 		}
 		return nil, &configError{file, "not UTF-8 text" + hint}
 	}
-	// Editors on Windows put a byte order mark first.
-	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	text = bytes.TrimPrefix(text, []byte(byteOrderMark))
 	r := &yamlReader{file: file, places: map[string]token.Position{}, anchors: map[string]ast.Node{}}
 	root, err := r.parse(text)
 	if err != nil {
 		return nil, err
 	}
-	d := &document{file: file, places: r.places}
+	d := &document{file: file, places: r.places, root: root}
 	d.Source = string(text)
 	if root == nil {
 		return nil, &configError{file, "empty; it needs at least zones:"}

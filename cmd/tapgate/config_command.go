@@ -11,11 +11,11 @@ import (
 func newConfigCommand(e *env, g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "config",
-		Short:   "Show the configuration in force, or what a file may hold",
-		Example: "  tapgate config show >/etc/tapgate/tapgate.yaml",
+		Short:   "Show or save the configuration in force, or show what a file may hold",
+		Example: "  tapgate config show\n  tapgate config save",
 	}
 	needSubcommand(cmd)
-	cmd.AddCommand(newConfigSchemaCommand(e), newConfigShowCommand(e, g))
+	cmd.AddCommand(newConfigSaveCommand(e, g), newConfigSchemaCommand(e), newConfigShowCommand(e, g))
 	return cmd
 }
 
@@ -39,11 +39,12 @@ func newConfigShowCommand(e *env, g *globals) *cobra.Command {
 		Use:   "show",
 		Short: "Print the configuration in force as a file that apply takes",
 		Long: `Prints the configuration in force: the text that was applied, with its comments, or
-what commands as "tapgate mirror add" have made of it. "tapgate apply" takes it.
+what commands as "tapgate mirror add" have made of it. "tapgate apply" takes it. Where
+a change waits for confirmation, that is the one in force.
 
 --previous prints the one that "tapgate rollback" would put in force: the one before
 the last change, or before the change that waits for confirmation.`,
-		Example: `  tapgate config show >/etc/tapgate/tapgate.yaml
+		Example: `  tapgate config show
   tapgate config show | diff /etc/tapgate/tapgate.yaml -
   tapgate config show --previous`,
 		Args: noArgs,

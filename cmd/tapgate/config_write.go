@@ -43,14 +43,28 @@ func formatConfig(cfg loader.Config) string {
 		b.WriteString("mirrors:\n")
 	}
 	for _, m := range cfg.Mirrors {
-		b.WriteString("  - name: " + scalar(m.Name) + "\n")
-		b.WriteString("    zones: " + scalars(m.Zones) + "\n")
-		b.WriteString("    targets:\n")
-		for _, t := range m.Targets {
-			b.WriteString("      - {" + targetYAML(t) + "}\n")
-		}
+		b.WriteString("  - " + strings.Join(mirrorLines(m), "\n    ") + "\n")
 	}
 	return b.String()
+}
+
+// mirrorLines is a mirror as an item of a list.
+func mirrorLines(m loader.Mirror) []string {
+	lines := []string{"name: " + scalar(m.Name), "zones: " + scalars(m.Zones), "targets:"}
+	for _, t := range m.Targets {
+		lines = append(lines, "  - {"+targetYAML(t)+"}")
+	}
+	return lines
+}
+
+// mirrorYAML is a mirror in one line.
+func mirrorYAML(m loader.Mirror) string {
+	var targets []string
+	for _, t := range m.Targets {
+		targets = append(targets, "{"+targetYAML(t)+"}")
+	}
+	y := flowMapping{"name: " + scalar(m.Name), "zones: " + scalars(m.Zones), "targets: [" + strings.Join(targets, ", ") + "]"}
+	return y.String()
 }
 
 func targetYAML(t loader.Target) string {

@@ -72,11 +72,17 @@ to do.`,
 			if err != nil {
 				return err
 			}
-			again, err := e.rollback(g, opt)
-			if again { // a change waits: the loader has to open it by itself
-				if err = e.change(func() (*loader.Result, error) { return e.loader().TakeBack(opt) }); err == nil {
-					e.say("the configuration before is in force again")
+			opt.Planner = announcer{e}
+			waits, err := e.rollback(g, opt)
+			for waits { // the loader has to open it by itself
+				err = e.change(func() (*loader.Result, error) { return e.loader().TakeBack(opt) })
+				if !errors.Is(err, loader.ErrNoneWaits) {
+					break
 				}
+				waits, err = e.rollback(g, opt) // it has gone back in between, or was confirmed
+			}
+			if waits && err == nil {
+				e.say("the configuration before is in force again")
 			}
 			if errors.Is(err, loader.ErrUnconfirmed) {
 				e.say("already so: %v", err)
@@ -110,6 +116,7 @@ func (e *env) rollback(g *globals, opt loader.Options) (waits bool, err error) {
 	if err != nil { // not the fault of this command line
 		return false, fmt.Errorf("what was in force before is not understood by this tapgate: %v", err)
 	}
+	doc.File = gw.PreviousFile()
 	err = e.change(func() (*loader.Result, error) { return gw.Apply(doc.Config) })
 	if err == nil {
 		e.keepConfirmedOf(g, gw)

@@ -90,6 +90,7 @@ func TestConfirmAndRollback(t *testing.T) {
 
 		{"waits", &fake{pending: pendingChange, result: done}, "rollback", "open take back", 0, "attached to eth3"},
 		{"gone back", &fake{returned: returned, previous: smallConfig}, "rollback", "open", 0, "already so: change 5 was not confirmed"},
+		{"gone back meanwhile", &fake{pending: pendingChange, lapse: returned}, "rollback", "open take back open", 0, "already so: change 5 was not confirmed"},
 		{"nothing before", &fake{source: smallConfig}, "rollback", "open", 1, "no configuration before"},
 		{"one before", &fake{previous: smallConfig, result: done}, "rollback --force", "open", 0, "attached to eth3"},
 		{"does not fit", &fake{previous: smallConfig, applyErr: &loader.ConfigError{Path: "mirrors[0].zones[0]", Err: "a"}}, "rollback", "open", 2, "previous configuration:6:13: a"},

@@ -98,33 +98,20 @@ func replaceFile(name string, text []byte) error {
 	if was, err := os.ReadFile(name); err == nil && bytes.Equal(was, text) {
 		return nil
 	}
-	dir := filepath.Dir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return err
 	}
-	folder, err := os.Open(dir)
+	folder, err := os.Open(filepath.Dir(name))
 	if err != nil {
 		return err
 	}
 	defer folder.Close()
-	// Two may come at once, and what one that was killed has left is used again.
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil { // two may come at once
+		return fmt.Errorf("lock %s: %w", filepath.Dir(name), err)
 	}
-	next := name + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	staged, err := stageFile(name, text, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(next))
-	}
-	if err := os.Rename(next, name); err != nil {
-		return err
-	}
-	return folder.Sync()
+	return staged.put()
 }

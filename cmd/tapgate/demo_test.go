@@ -116,6 +116,7 @@ type deafGateway struct{ gateway }
 
 func (deafGateway) Status() (*loader.Status, error) { return &loader.Status{}, nil }
 func (deafGateway) Source() string                  { return demoConfig }
+func (deafGateway) File() loader.SourceFile         { return loader.SourceFile{} }
 func (deafGateway) Close() error                    { return nil }
 
 func TestDemoFailsWithoutCopies(t *testing.T) {

@@ -30,6 +30,7 @@ enabled, that boot applies /etc/tapgate/tapgate.yaml: systemctl disable tapgate.
 			if err != nil {
 				return err
 			}
+			opt.Planner = announcer{e}
 			err = e.change(func() (*loader.Result, error) { return e.loader().Detach(opt) })
 			if errors.Is(err, loader.ErrNotAttached) {
 				e.say("already so: %v", err)

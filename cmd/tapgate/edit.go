@@ -10,14 +10,15 @@ import (
 	"tapgate/loader"
 )
 
-const commentsLost = `
-The change is made in the running configuration, not in a file; the next
-"tapgate apply" of a file replaces it. Comments of an applied file are lost
-from the copy that the kernel keeps.`
+const savedOnRequest = `
+The change is made in the running configuration, and counts at boot. The next
+"tapgate apply" of a file replaces it, unless --save writes it into that file
+as well, whose comments stay. "tapgate config save" does the same later.`
 
 // edit is a change of the running configuration.
 type edit struct {
 	force bool
+	save  bool // into the file as well
 	// put puts it in force: Apply, or Reduce for what only takes away, which
 	// must work also where the rest could not be applied any more.
 	put func(gateway, loader.Config) (*loader.Result, error)
@@ -52,10 +53,24 @@ func (e *env) edit(g *globals, c *edit) (err error) {
 	if err != nil {
 		return err
 	}
+	follows := true
+	if note == "" {
+		if cfg.Source, err = rewriteConfig(doc, cfg); err != nil {
+			cfg.Source, follows = formatConfig(cfg), false // says the same without comments
+		}
+	}
+	cfg.File = gw.File()
+	var saved *saving
+	if c.save {
+		if saved, err = prepareSave(gw, cfg.File.Path, configChange{doc, cfg, follows}, false); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, saved.drop()) }()
+	}
+	err = nil
 	if note != "" {
 		e.say("already so: %s", note)
 	} else {
-		cfg.Source = formatConfig(cfg)
 		err = e.change(func() (*loader.Result, error) { return c.put(gw, cfg) })
 		err = locate(err, func(path string) string { return c.place(cfg, path) })
 		if err != nil && strings.Contains(err.Error(), appliedPlace("")) {
@@ -64,6 +79,9 @@ func (e *env) edit(g *globals, c *edit) (err error) {
 	}
 	if err == nil {
 		e.keepConfirmedOf(g, gw)
+	}
+	if err == nil && saved != nil {
+		err = e.save(gw, saved)
 	}
 	if err == nil && c.after != nil {
 		err = c.after(gw)

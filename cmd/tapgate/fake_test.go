@@ -20,8 +20,12 @@ type fake struct {
 	report     *loader.Report
 	source     string
 	previous   string
+	file       loader.SourceFile
+	prevFile   loader.SourceFile
+	onApply    func() // when a gateway's configuration is changed
 	pending    *loader.Pending
 	returned   *loader.Returned
+	lapse      *loader.Returned // what waits goes back just before it is taken back
 	plan       *loader.Plan
 	opened     loader.Mode
 	opt        loader.Options
@@ -37,6 +41,7 @@ type fake struct {
 	follow      func(ctx context.Context, log *slog.Logger, reapply func() error) error
 	hooks       loader.Follower // of the last Follow
 
+	ends         int // translated flows of a detach
 	heaviest     []loader.FlowRate
 	translations chan loader.TranslationNews
 }
@@ -68,6 +73,10 @@ func (f *fake) Check(opt loader.Options, cfg *loader.Config) (*loader.Report, er
 
 func (f *fake) Detach(opt loader.Options) (*loader.Result, error) {
 	f.calls = append(f.calls, "detach")
+	if f.ends > 0 {
+		opt.Planner.Ending(f.ends)
+	}
+	opt.Planner = nil
 	f.opt = opt
 	return f.result, f.err
 }
@@ -85,6 +94,10 @@ func (f *fake) DryRun(opt loader.Options, cfg loader.Config) (*loader.Plan, erro
 func (f *fake) TakeBack(opt loader.Options) (*loader.Result, error) {
 	f.calls = append(f.calls, "take back")
 	f.opt = opt
+	if f.lapse != nil {
+		f.pending, f.returned, f.lapse = nil, f.lapse, nil
+		return nil, loader.ErrNoneWaits
+	}
 	return f.result, f.applyErr
 }
 
@@ -113,7 +126,16 @@ type fakeGateway struct{ *fake }
 
 func (g fakeGateway) Source() string { return g.source }
 
+func (g fakeGateway) File() loader.SourceFile { return g.file }
+
+func (g fakeGateway) SetFile(file loader.SourceFile) error {
+	g.fake.file = file
+	return nil
+}
+
 func (g fakeGateway) Previous() string { return g.previous }
+
+func (g fakeGateway) PreviousFile() loader.SourceFile { return g.prevFile }
 
 func (g fakeGateway) Pending() *loader.Pending { return g.pending }
 
@@ -127,6 +149,9 @@ func (g fakeGateway) Confirm() (*loader.Result, error) {
 
 func (g fakeGateway) Apply(cfg loader.Config) (*loader.Result, error) {
 	g.gatewayCfg = &cfg
+	if g.onApply != nil {
+		g.onApply()
+	}
 	return g.result, g.applyErr
 }
 

@@ -76,14 +76,14 @@ func prefixFlag(cmd *cobra.Command, name string, texts []string) ([]netip.Prefix
 
 func newForwardAddCommand(e *env, g *globals) *cobra.Command {
 	f := &forwardFlags{}
-	var force bool
+	var force, save bool
 	cmd := &cobra.Command{
 		Use:   "add NAME --in Z --proto P --port N --to ADDR:PORT",
 		Short: "Let the outside reach an inside service",
 		Long: `Lets the outside reach an inside service: what comes in from a zone for a port of
 the gateway goes to an inside address. Both may be ranges of the same size.
-` + commentsLost,
-		Example: `  tapgate forward add rdp --in external --proto tcp --port 3389 --to 192.168.3.3:3389
+` + savedOnRequest,
+		Example: `  tapgate forward add rdp --in external --proto tcp --port 3389 --to 192.168.3.3:3389 --save
   tapgate forward add game --in external --proto udp --port 7000-7009 --to 192.168.3.3:7000-7009
   tapgate forward add ssh --in external --proto tcp --port 22 --to 192.168.3.3:22 --source 192.0.2.7`,
 		Args:              oneName("forward"),
@@ -93,7 +93,7 @@ the gateway goes to an inside address. Both may be ranges of the same size.
 			if err != nil {
 				return err
 			}
-			c := &edit{force: force, put: gateway.Apply}
+			c := &edit{force: force, save: save, put: gateway.Apply}
 			c.alter = func(cfg *loader.Config) (string, error) {
 				before := *cfg
 				note, err := addForward(cfg, fw)
@@ -118,6 +118,7 @@ the gateway goes to an inside address. Both may be ranges of the same size.
 	amountVar(cmd, &f.rate, "rate", "admit this many new flows a second, `N`, in all")
 	amountVar(cmd, &f.perRemote, "rate-per-remote", "admit this many new flows a second, `N`, from each address")
 	p.SortFlags = false
+	addSave(cmd, &save)
 	addForce(cmd, &force, forceConfig)
 	_ = cmd.RegisterFlagCompletionFunc("in", e.completeZone(g, loader.RoleExternal))
 	_ = cmd.RegisterFlagCompletionFunc("proto", completeWords(forwardProtos...))

@@ -62,15 +62,15 @@ func (f *masqueradeFlags) masquerade(cmd *cobra.Command, args []string) (m loade
 
 func newMasqueradeAddCommand(e *env, g *globals) *cobra.Command {
 	f := &masqueradeFlags{}
-	var force bool
+	var force, save bool
 	cmd := &cobra.Command{
 		Use:   "add [NAME] --from Z --to Z",
 		Short: "Translate the sources of flows from one zone to another",
 		Long: `Has flows from one zone to another go out with an address of the gateway: that of
 the interface they leave by, or those given. Without NAME the rule is called
 FROM-TO. IPv6 is translated only with --ipv6, or with IPv6 addresses.
-` + commentsLost,
-		Example: `  tapgate masquerade add --from internal --to external
+` + savedOnRequest,
+		Example: `  tapgate masquerade add --from internal --to external --save
   tapgate masquerade add pool --from app --to external --address 203.0.113.16/30 --ports 1024-65535`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -84,7 +84,7 @@ FROM-TO. IPv6 is translated only with --ipv6, or with IPv6 addresses.
 			if err != nil {
 				return err
 			}
-			c := &edit{force: force, put: gateway.Apply}
+			c := &edit{force: force, save: save, put: gateway.Apply}
 			c.alter = func(cfg *loader.Config) (string, error) {
 				before := *cfg
 				note, err := addMasquerade(cfg, m)
@@ -107,6 +107,7 @@ FROM-TO. IPv6 is translated only with --ipv6, or with IPv6 addresses.
 	p.StringSliceVar(&f.sources, "source", nil, "only these hosts: `CIDR[,CIDR]`; all of the zone if not given")
 	p.BoolVar(&f.ipv6, "ipv6", false, "IPv6 as well")
 	p.SortFlags = false
+	addSave(cmd, &save)
 	addForce(cmd, &force, forceConfig)
 	_ = cmd.RegisterFlagCompletionFunc("from", e.completeZone(g, loader.RoleInternal, loader.RoleMgmt))
 	_ = cmd.RegisterFlagCompletionFunc("to", e.completeZone(g, loader.RoleExternal))

@@ -49,7 +49,7 @@ func newMirrorListCommand(e *env, g *globals) *cobra.Command {
 type mirrorFlags struct {
 	zones        []string
 	via, l2, mac string
-	force        bool
+	force, save  bool
 }
 
 func (f *mirrorFlags) addTarget(cmd *cobra.Command) {
@@ -94,9 +94,9 @@ func newMirrorAddCommand(e *env, g *globals) *cobra.Command {
 		Short: "Add a mirror, or a target to a mirror",
 		Long: `Adds a mirror, or another target to a mirror that exists: then --zone may be
 left out. Traffic and other copies go on.
-` + commentsLost,
+` + savedOnRequest,
 		Example: `  tapgate mirror add ids --zone internal --via 192.168.4.2
-  tapgate mirror add ids --l2 eth2 --mac 02:00:5e:00:53:01`,
+  tapgate mirror add ids --l2 eth2 --mac 02:00:5e:00:53:01 --save`,
 		Args: oneName("mirror"),
 		RunE: e.privileged(func(cmd *cobra.Command, args []string) error {
 			target, err := f.target(cmd)
@@ -107,7 +107,7 @@ left out. Traffic and other copies go on.
 				return usagef("no target: --via ADDR, or --l2 IF")
 			}
 			return e.edit(g, &edit{
-				force: f.force, put: gateway.Apply, place: mirrorPlace(args[0]),
+				force: f.force, save: f.save, put: gateway.Apply, place: mirrorPlace(args[0]),
 				alter: func(cfg *loader.Config) (string, error) { return addMirror(cfg, args[0], f.zones, *target) },
 			})
 		}),
@@ -116,6 +116,7 @@ left out. Traffic and other copies go on.
 	_ = cmd.RegisterFlagCompletionFunc("zone", e.completeZones(g))
 	f.addTarget(cmd)
 	cmd.Flags().SortFlags = false
+	addSave(cmd, &f.save)
 	addForce(cmd, &f.force, "also if packets may be larger than the sensor's MTU: those are skipped")
 	return cmd
 }
@@ -127,7 +128,7 @@ func newMirrorDelCommand(e *env, g *globals) *cobra.Command {
 		Short: "Delete a mirror, or one of its targets",
 		Long: `Deletes a mirror or, with --via or --l2, one of its targets. What is not there
 counts as deleted. The last target of a mirror goes with the mirror only.
-` + commentsLost,
+` + savedOnRequest,
 		Example: `  tapgate mirror del ids --via 192.168.4.2
   tapgate mirror del ids`,
 		Args:              oneName("mirror"),
@@ -138,12 +139,13 @@ counts as deleted. The last target of a mirror goes with the mirror only.
 				return err
 			}
 			return e.edit(g, &edit{
-				put: gateway.Reduce, place: mirrorPlace(args[0]),
+				save: f.save, put: gateway.Reduce, place: mirrorPlace(args[0]),
 				alter: func(cfg *loader.Config) (string, error) { return delMirror(cfg, args[0], target) },
 			})
 		}),
 	}
 	f.addTarget(cmd)
 	cmd.Flags().SortFlags = false
+	addSave(cmd, &f.save)
 	return cmd
 }

@@ -19,20 +19,20 @@ type ruleKind struct {
 }
 
 func newRuleDelCommand(e *env, g *globals, k ruleKind) *cobra.Command {
-	var flush bool
+	var flush, save bool
 	cmd := &cobra.Command{
 		Use:   "del NAME [--flush]",
 		Short: "Delete a " + k.thing,
 		Long: `Deletes a ` + k.thing + `. What is not there counts as deleted. The flows that it
 admitted go on, and the command says how many there are; --flush ends them.
-` + commentsLost,
-		Example: fmt.Sprintf("  tapgate %s del NAME\n  tapgate %s del NAME --flush", k.origin, k.origin),
+` + savedOnRequest,
+		Example: fmt.Sprintf("  tapgate %s del NAME --save\n  tapgate %s del NAME --flush", k.origin, k.origin),
 		Args:    oneName(k.thing),
 		RunE: e.privileged(func(_ *cobra.Command, args []string) error {
 			name := args[0]
 			there := false
 			return e.edit(g, &edit{
-				put: gateway.Reduce,
+				save: save, put: gateway.Reduce,
 				alter: func(cfg *loader.Config) (string, error) {
 					note, err := k.del(cfg, name)
 					there = note == ""
@@ -50,6 +50,7 @@ admitted go on, and the command says how many there are; --flush ends them.
 		ValidArgsFunction: e.completeName(g, k.names),
 	}
 	cmd.Flags().BoolVar(&flush, "flush", false, "end the flows that it admitted")
+	addSave(cmd, &save)
 	return cmd
 }
 

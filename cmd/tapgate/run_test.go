@@ -238,6 +238,10 @@ func TestDetach(t *testing.T) {
 	if got := call(f, "", "detach", "--force"); got != (outcome{stdout: "attached to eth3\n"}) || !f.opt.Force {
 		t.Errorf("%+v, options %+v", got, f.opt)
 	}
+	f = &fake{result: done, ends: 2}
+	if got := call(f, "", "detach"); !strings.HasPrefix(got.stderr, "tapgate: this ends 2 translated flows, ") {
+		t.Errorf("with flows: %+v", got)
+	}
 	f = &fake{err: fmt.Errorf("%w: no state", loader.ErrNotAttached)}
 	if got := call(f, "", "detach"); got != (outcome{stderr: "tapgate: already so: not attached here: no state\n"}) {
 		t.Errorf("not attached: %+v", got)
@@ -245,7 +249,7 @@ func TestDetach(t *testing.T) {
 }
 
 func TestMirrorCommands(t *testing.T) {
-	add := func(lines string) string { return smallConfig + lines }
+	add := func(lines string) string { return "# a comment\n" + smallConfig + lines }
 	for _, c := range []struct {
 		args string
 		want string // the configuration applied; "" if none
@@ -262,7 +266,7 @@ func TestMirrorCommands(t *testing.T) {
 		{args: "add ids --via 192.168.4.3 --zone dmz",
 			errs: `mirror "ids" copies zones internal, not dmz; leave --zone out to add a target, or take another name`},
 		{args: "add new --via 192.168.4.3", errs: `there is no mirror "new" yet: for a new one say --zone (there are: internal, dmz)`},
-		{args: "del ids", want: "zones:\n  internal: {interfaces: [eth3]}\n  dmz: {interfaces: [eth2]}\n"},
+		{args: "del ids", want: "# a comment\nzones:\n  internal: {interfaces: [eth3]}\n  dmz: {interfaces: [eth2]}\nmirrors:\n"},
 		{args: "del nope", note: `tapgate: already so: there is no mirror "nope"`},
 		{args: "del nope --via 192.168.4.2", note: `tapgate: already so: there is no mirror "nope"`},
 		{args: "del ids --l2 eth2", note: `tapgate: already so: mirror "ids" has no target l2 eth2`},

@@ -21,7 +21,8 @@ func newStatusCommand(e *env, g *globals) *cobra.Command {
 		Short: "Show what is attached, what was copied and what is wrong",
 		Long: `Shows interfaces, the gateway, mirrors, the links to sensors and problems. For
 each mirror and target, matched = copied + skipped. Copied means handed to the
-sensor's link; what the link refused or dropped after that stands beside it.
+sensor's link; what the link refused or dropped after that stands beside it. Where a
+file was applied, it says whether that still is what is in force.
 
 With -v also per direction, why packets went as they did, and how many flows each
 rule decided on. --metrics prints the
@@ -31,7 +32,7 @@ counters as Prometheus reads them, as for node_exporter's textfile collector.`,
   tapgate status --netns gw --json | jq .mirrors`,
 		Args: noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
-			s, err := e.status(g)
+			s, err := e.statusWithFile(g)
 			if err != nil {
 				return err
 			}
@@ -39,9 +40,9 @@ counters as Prometheus reads them, as for node_exporter's textfile collector.`,
 			case asJSON:
 				return e.writeJSON(s)
 			case asMetrics:
-				return e.writeMetrics(s)
+				return e.writeMetrics(s.Status)
 			}
-			return e.write(statusText(s, g.verbose))
+			return e.write(statusText(s.Status, s.File, g.verbose))
 		}),
 	}
 	addJSON(cmd, &asJSON)
@@ -67,12 +68,38 @@ func (e *env) writeMetrics(s *loader.Status) error {
 	return e.write(text.String())
 }
 
-// status reads the gateway's status. Lists are never nil, so that JSON has [].
+// status reads the gateway's status.
 func (e *env) status(g *globals) (s *loader.Status, err error) {
 	err = e.read(g, func(gw gateway) error {
-		s, err = gw.Status()
+		s, err = statusOf(gw)
 		return err
 	})
+	return s, err
+}
+
+// statusFile is a status with what only this program looks at.
+type statusFile struct {
+	*loader.Status
+	File *fileState `json:"file,omitempty"` // that was applied, if there is one
+}
+
+func (e *env) statusWithFile(g *globals) (s statusFile, err error) {
+	var file loader.SourceFile
+	var source string
+	err = e.read(g, func(gw gateway) error {
+		file, source = gw.File(), gw.Source()
+		s.Status, err = statusOf(gw)
+		return err
+	})
+	if err == nil {
+		s.File = lookAtFile(file, source) // without the lock, since file systems may hang
+	}
+	return s, err
+}
+
+// statusOf is the gateway's status. Lists are never nil, so that JSON has [].
+func statusOf(gw gateway) (*loader.Status, error) {
+	s, err := gw.Status()
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +117,7 @@ func orEmpty[T any](s []T) []T {
 	return s
 }
 
-func statusText(s *loader.Status, verbose bool) string {
+func statusText(s *loader.Status, file *fileState, verbose bool) string {
 	about := []string{
 		"namespace", s.Netns,
 		"state", s.State,
@@ -102,7 +129,7 @@ func statusText(s *loader.Status, verbose bool) string {
 	if s.Returned != nil {
 		about = append(about, "returned", returnedText(s.Returned))
 	}
-	parts := []string{facts(about...)}
+	parts := []string{facts(append(about, file.pairs()...)...)}
 	parts = append(parts, memberTable(s.Members))
 	if verbose {
 		parts = append(parts, reasonTable(s.Members))

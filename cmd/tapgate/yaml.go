@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -38,6 +39,8 @@ func placeText(file string, at token.Position) string {
 
 // parse gives the root of the only document in text, or nil if it is empty.
 func (r *yamlReader) parse(text []byte) (ast.Node, error) {
+	// The library counts some lines that end as on Windows twice.
+	text = bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n"))
 	file, err := parser.ParseBytes(text, 0)
 	var syntax *yaml.SyntaxError
 	switch {

@@ -230,7 +230,9 @@ func TestStressCutOver(t *testing.T) {
 		g.consistentOnceQuiet()
 		// While both translate, what has begun with tapgate stands still.
 		nft(t, g.gateway, recipe)
-		g.must("detach")
+		if r := g.must("detach"); !strings.Contains(r.stderr, "this ends ") || !strings.Contains(r.stdout, "ended ") {
+			t.Errorf("detach does not say beforehand that flows end, or not afterwards: %s", r)
+		}
 		k.goOn("with the kernel's rules again")
 	}
 }
