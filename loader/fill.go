@@ -48,7 +48,15 @@ func (g *Gateway) fillIdle(p *plan) error {
 	if err := g.putInner(idle, inner); err != nil {
 		return err
 	}
-	if err := g.maps[tapgateMapTgSettings].Put(idle, p.gateway.setting); err != nil {
+	set := p.gateway.setting
+	if set.Gateway == 0 {
+		// Flows of before may outlive it, while it waits for confirmation: without timers
+		// whoever looks at them would find them all expired.
+		if set.Timers, err = g.timersInForce(); err != nil {
+			return err
+		}
+	}
+	if err := g.maps[tapgateMapTgSettings].Put(idle, set); err != nil {
 		return fmt.Errorf("fill generation %d: %w", idle, err)
 	}
 	if err := g.addOutside(p); err != nil {

@@ -226,16 +226,20 @@ type flowNames struct {
 	rules map[uint32]string
 }
 
-func (g *Gateway) flowNames() flowNames { return namesOf(&g.active) }
+func (g *Gateway) flowNames() flowNames { return namesOf(g.live()) }
 
-func namesOf(in *record) flowNames {
+// namesOf are those of the first of these generations, and what only others name: flows
+// of the configuration before go on while a change waits.
+func namesOf(live []generation) flowNames {
 	n := flowNames{zones: map[uint8]string{}, rules: map[uint32]string{}}
-	for _, z := range in.Zones {
-		n.zones[z.Number] = z.Name
-	}
-	if in.Gateway != nil {
-		for _, r := range in.Gateway.Rules {
-			n.rules[r.Number+1] = r.Name
+	for _, in := range slices.Backward(live) {
+		for _, z := range in.Zones {
+			n.zones[z.Number] = z.Name
+		}
+		if in.Gateway != nil {
+			for _, r := range in.Gateway.Rules {
+				n.rules[r.Number+1] = r.Name
+			}
 		}
 	}
 	return n

@@ -30,23 +30,31 @@ const (
 // Without it everything goes on as it was applied. While there is no gateway it waits
 // for one. ErrBusy if somebody follows already.
 func Follow(ctx context.Context, opt Options, hooks Follower) error {
-	f := &follower{opt: opt, log: hooks.Log, reapply: hooks.Reapply, looked: hooks.Looked, again: hooks.Again}
+	f := &follower{opt: opt, log: hooks.Log, reapply: hooks.Reapply, looked: hooks.Looked, again: hooks.Again, logsFlows: hooks.LogsFlows}
 	f.denied = &denyLog{knownNames: newKnownNames(opt), log: f.log}
 	if f.looked == nil {
-		f.looked = func(bool) {}
+		f.looked = func(error) {}
 	}
 	for ctx.Err() == nil {
 		err := f.untilGone(ctx)
+		var refused *refusedState
 		switch {
 		case errors.Is(err, errNoNews):
 			f.trouble(err)
+		case errors.As(err, &refused):
+			if err = f.notUnderstood(refused); err != nil {
+				return err
+			}
 		case err != nil && !errors.Is(err, ErrNotAttached):
 			return err
-		case ctx.Err() == nil && !f.waiting:
-			f.waiting = true
-			f.log.Info("there is no gateway here: waiting for one")
+		default:
+			f.why = nil
+			if ctx.Err() == nil && !f.waiting {
+				f.waiting = true
+				f.log.Info("there is no gateway here: waiting for one")
+			}
 		}
-		f.looked(false)
+		f.looked(f.why)
 		select {
 		case <-ctx.Done():
 		case <-f.again:
@@ -61,26 +69,33 @@ type Follower struct {
 	Log *slog.Logger
 	// Reapply puts the configuration in force in force again: by Gateway.Reapply.
 	Reapply func() error
-	// Looked, if set, is told after each look, at least every few seconds, whether
-	// there is a gateway. Who hears nothing knows that Follow hangs.
-	Looked func(gateway bool)
+	// Looked, if set, is told after each look, at least every few seconds, what keeps
+	// Follow from its work, nil if nothing does, as where there is no gateway. Who hears
+	// nothing knows that Follow hangs.
+	Looked func(why error)
 	// Again, if set, asks for a look at once.
 	Again <-chan struct{}
+	// LogsFlows: FollowTranslations is called beside it. If not, the programs shall tell
+	// of no flows, as they do after one who was killed while he followed those.
+	LogsFlows bool
 }
 
 type follower struct {
-	opt     Options
-	log     *slog.Logger
-	reapply func() error
-	looked  func(bool)
-	again   <-chan struct{}
-	denied  *denyLog
-	watch   watched
-	asker   asker
-	pace    pace
-	waiting bool   // for a gateway, and has said so
-	told    string // the last trouble that was logged
-	held    string // interfaces that wait for a confirmation, as logged last
+	opt       Options
+	log       *slog.Logger
+	reapply   func() error
+	looked    func(error)
+	again     <-chan struct{}
+	logsFlows bool
+	denied    *denyLog
+	watch     watched
+	asker     asker
+	refused   refusals
+	pace      pace
+	waiting   bool   // for a gateway, and has said so
+	why       error  // what goes wrong, nil once it does not
+	told      string // the last trouble that was logged
+	held      string // interfaces that wait for a confirmation, as logged last
 	// own: the programs in force were of this build; foreign: they are of another one.
 	own, foreign bool
 }
@@ -105,6 +120,14 @@ func (f *follower) untilGone(ctx context.Context) error {
 		return err
 	}
 	defer lock.unlock()
+	// Nothing of a state is read that is not understood. What else may be wrong is found
+	// by the first look.
+	switch g, err := Open(f.opt, ReadOnly); {
+	case err == nil:
+		_ = g.Close()
+	case errors.Is(err, ErrState):
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f.watch.know(nil) // everything is news until it is known what is not
@@ -173,7 +196,7 @@ func (f *follower) follow(ctx context.Context, news, lost <-chan struct{}, there
 		if unfinished {
 			wake(last.Add(followSettle))
 		}
-		f.looked(true)
+		f.looked(f.why)
 	}
 }
 
@@ -200,12 +223,13 @@ func (f *follower) catchUp() (unfinished bool, err error) {
 		f.trouble(err)
 		return false, nil
 	}
-	f.told = ""
+	f.why, f.told = nil, ""
 	return found.unfinished, nil
 }
 
 // trouble logs what goes wrong, unless it is what went wrong before.
 func (f *follower) trouble(err error) {
+	f.why = err
 	if text := err.Error(); text != f.told {
 		f.told = text
 		f.log.Warn("trying again later", "error", text)

@@ -28,3 +28,15 @@ func (f *follower) whose(g *Gateway) error {
 	f.foreign = true
 	return errors.New("the programs in force are of another build, so this agent changes nothing: \"tapgate upgrade\" puts its own in place")
 }
+
+// notUnderstood is for state of another layout. As with another build an agent whose own
+// gateway it was ends, and one that comes to it waits: ended it would be started again for
+// ever, and kept from that, it would not be there once the state is one of its own.
+func (f *follower) notUnderstood(refused *refusedState) error {
+	if f.own {
+		return fmt.Errorf("%w; this agent ends, so that the one that is installed now is started", refused)
+	}
+	f.trouble(fmt.Errorf("%w in %s: %w; this agent changes nothing, and waits until that is another one. %s",
+		ErrState, refused.dir, refused.why, replaceState))
+	return nil
+}

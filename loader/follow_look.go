@@ -35,6 +35,14 @@ func (f *follower) look() (found, error) {
 	if err := f.whose(g); err != nil {
 		return found{}, errors.Join(err, g.Close())
 	}
+	if !f.logsFlows {
+		if err := g.dropTranslations(); err != nil { // no reason not to follow
+			f.trouble(err)
+		}
+	}
+	if err := f.tellRefused(g); err != nil {
+		f.trouble(err)
+	}
 	var is found
 	err = g.ns.do(func() error {
 		return g.ofEach(func() error { return g.compare(&is) })
@@ -65,7 +73,7 @@ func (f *follower) look() (found, error) {
 
 // know tells the others what is in force.
 func (f *follower) know(g *Gateway) {
-	f.denied.know(&g.active)
+	f.denied.know(g.live())
 	f.watch.know(g.live())
 	f.asker.know(g)
 }

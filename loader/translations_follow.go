@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,10 +75,11 @@ func (f *translationFollower) look() error {
 		return err
 	}
 	defer g.Close()
-	if g.active.Gateway == nil { // it only taps: nothing is translated
-		return f.gone()
+	live := g.live()
+	if !slices.ContainsFunc(live, func(gen generation) bool { return gen.Gateway != nil }) {
+		return f.gone() // it only taps, and no change waits that would keep flows of before
 	}
-	f.maker.names.know(&g.active)
+	f.maker.names.know(live)
 	id, err := mapID(g.maps[tapgateMapTgLog])
 	if err != nil {
 		return err

@@ -155,6 +155,49 @@ func (r *translationRing) lostSince() (starts, ends uint64, told func()) {
 // Elements of tg_log_lost: TG_LOST_BY_PROGRAMS and TG_LOST_TOLD of headers/abi_log.h.
 const lostByPrograms, lostTold = 0, 1
 
+// dropTranslations has the programs tell no more to a reader that was killed, on behalf
+// of one who does not log. What was not read counts as lost: whoever logs next says so.
+func (g *Gateway) dropTranslations() error {
+	var ring *ebpf.Map
+	err := g.maps[tapgateMapTgLog].Lookup(uint32(0), &ring)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look whether flows are logged: %w", err)
+	}
+	defer ring.Close()
+	r, err := newTranslationRing(g.maps, 0)
+	if err != nil {
+		return fmt.Errorf("end the log of flows: %w", err)
+	}
+	defer r.close()
+	var unread tapgateTgLost
+	r.read(func(list []tapgateTgLogEnd, _ bool) {
+		for i := range list {
+			if tapgateTgLogWhat(list[i].Flow.What) == tapgateTgLogWhatTG_LOG_START {
+				unread.Starts++
+			} else {
+				unread.Ends++
+			}
+		}
+	})
+	err = errors.Join(r.end(), r.trouble())
+	// Nobody else counts any more: no program has the ring.
+	var lost tapgateTgLost
+	if err == nil {
+		err = r.lost.Lookup(uint32(lostByPrograms), &lost)
+	}
+	if err == nil {
+		lost.Starts, lost.Ends = lost.Starts+unread.Starts, lost.Ends+unread.Ends
+		err = r.lost.Put(uint32(lostByPrograms), lost)
+	}
+	if err != nil {
+		return fmt.Errorf("end the log of flows: %w", err)
+	}
+	return nil
+}
+
 // end has the programs tell no more, and returns when all is read that they have told:
 // taking the ring out waits for those that run.
 func (r *translationRing) end() error {

@@ -19,6 +19,7 @@ import (
 type agentFlags struct {
 	listen      string
 	listenGiven bool
+	listenGroup string
 	logFlows    string
 	measure     bool
 	log         logFlags
@@ -41,20 +42,24 @@ reads the configuration file. Traffic does not depend on it: whenever it ends, a
 stays as it is. It logs to standard error.
 
 It serves metrics for Prometheus at http://ADDR/metrics, in the network namespace
-that it runs in, and at /healthz whether it works (200 or 503). Everybody who may
-reach the address may read them: another one than loopback's needs a firewall.
+that it runs in, and at /healthz whether it works (200, or 503 and why it does not).
+Everybody who may reach the address may read them, at loopback's everybody on the
+machine: another one needs a firewall. At unix:PATH only root may, and the members of
+--listen-group. It works with the programs and the state of its own build alone: where
+those are another's it says so, and waits.
 
 --log-flows writes the start and the end of every translation as a line of JSON,
 and at its beginning those that are present. The programs themselves tell it of each,
 however short. What comes faster than it can be written is counted, and a line
 "lost" says how many are missing; so it is for an agent that was killed, by the
 next one. SIGHUP opens the file anew, for logrotate, and looks at all interfaces at
-once.
+once. A file that was removed is made anew.
 
 It keeps only the capabilities that it needs: files must be root's to write.`,
 		Example: `  tapgate agent
   tapgate agent --log-flows /var/log/tapgate/flows.json
   tapgate agent --listen 192.168.5.1:9435 --measure-programs
+  tapgate agent --listen unix:/run/tapgate/metrics.sock --listen-group prometheus
   systemd-run --unit tapgate-agent -p Type=notify tapgate agent`,
 		Args: noArgs,
 		RunE: e.privileged(func(cmd *cobra.Command, _ []string) error {
@@ -66,8 +71,11 @@ It keeps only the capabilities that it needs: files must be root's to write.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			log := slog.New(auditHandler{f.log.handler(e.stderr, g.verbose), func(line string) { e.auditAgent(opt, []string{line}, 0) }})
+			log := slog.New(auditHandler{f.log.handler(e.stderr, g.verbose), func(line string) { e.auditAgent(opt, &loader.Result{Changes: []string{line}}, nil) }})
 			if e.backend == nil { // never in a test's process
+				if err := f.joinGroup(); err != nil {
+					return err
+				}
 				if err := shedCapabilities(opt.Netns); err != nil {
 					log.Warn("goes on with all its capabilities", "error", err)
 				}
@@ -81,7 +89,8 @@ It keeps only the capabilities that it needs: files must be root's to write.`,
 		}),
 	}
 	p := cmd.Flags()
-	p.StringVar(&f.listen, "listen", defaultListen, "serve metrics at `ADDR:PORT`; \"\" for not at all")
+	p.StringVar(&f.listen, "listen", defaultListen, "serve metrics at `ADDR:PORT` or unix:PATH; \"\" for not at all")
+	p.StringVar(&f.listenGroup, "listen-group", "", "members of `GROUP` may read metrics at unix:PATH, not only root")
 	p.StringVar(&f.logFlows, "log-flows", "", "write starts and ends of translations to `FILE`, \"-\" for standard output")
 	p.StringVar(&f.log.format, "log-format", logText, "how lines of the log look: `FORMAT` text or json")
 	p.StringVar(&f.log.level, "log-level", "info", "write lines of this `LEVEL` and above: debug, info, warn, error; -v is debug")
@@ -121,7 +130,7 @@ func (e *env) agent(ctx context.Context, hup <-chan os.Signal, opt loader.Option
 	}
 	running.Go(func() { a.reload(ctx, hup) })
 	err = e.loader().Follow(ctx, opt, loader.Follower{
-		Log: log, Reapply: func() error { return e.reapply(opt, log) }, Looked: a.looked, Again: a.again,
+		Log: log, Reapply: a.reapply, Looked: a.looked, Again: a.again, LogsFlows: f.logFlows != "",
 	})
 	a.notify.say("STOPPING=1")
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -139,13 +148,14 @@ type agent struct {
 	following chan struct{} // closed with the first look
 	first     sync.Once
 	health    health
+	failed    string // what kept the last reapply from its work, for the records of changes
 	notify    *notifier
 	flows     *flowLog // nil: none
 }
 
 // looked is called every few seconds for as long as the agent works.
-func (a *agent) looked(bool) {
-	a.health.looked()
+func (a *agent) looked(why error) {
+	a.health.looked(why)
 	a.first.Do(func() { close(a.following) })
 	a.notify.working()
 }
@@ -160,31 +170,42 @@ func (a *agent) reload(ctx context.Context, hup <-chan os.Signal) {
 		}
 		a.log.Info("reloading")
 		a.notify.reloading()
-		if a.flows != nil {
-			a.flowTrouble(a.flows.reopen())
-		}
 		select {
 		case a.again <- struct{}{}:
 		default: // it has not come to it since the last one
+		}
+		if a.flows != nil {
+			a.flowTrouble(a.flows.reopen())
 		}
 		a.notify.say("READY=1")
 	}
 }
 
 // reapply puts the configuration in force in force again, on interfaces as they are now.
-func (e *env) reapply(opt loader.Options, log *slog.Logger) (err error) {
+// It leaves a record; of a failure only the first, for it is tried again and again.
+func (a *agent) reapply() error {
+	result, err := a.env.reapply(a.opt, a.log)
+	failed := fmt.Sprint(err)
+	if err == nil || failed != a.failed {
+		a.env.auditAgent(a.opt, result, err)
+	}
+	a.failed = failed
+	return err
+}
+
+func (e *env) reapply(opt loader.Options, log *slog.Logger) (result *loader.Result, err error) {
 	gw, err := e.loader().Open(opt, loader.ReadWrite)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, gw.Close()) }()
 	doc, err := parseConfig("applied configuration", []byte(gw.Source()))
 	if err != nil {
-		return fmt.Errorf("what is in force was applied by another tapgate: %v", err)
+		return nil, fmt.Errorf("what is in force was applied by another tapgate: %v", err)
 	}
-	result, err := gw.Reapply(doc.Config)
-	if err != nil {
-		return err
+	result, err = gw.Reapply(doc.Config)
+	if result == nil || err != nil {
+		return result, err
 	}
 	for _, w := range result.Warnings {
 		log.Warn(w)
@@ -192,8 +213,7 @@ func (e *env) reapply(opt loader.Options, log *slog.Logger) (err error) {
 	for _, c := range result.Changes {
 		log.Info(c)
 	}
-	e.auditAgent(opt, result.Changes, result.Serial)
-	return nil
+	return result, nil
 }
 
 // readOnly runs f on the gateway, which is opened for it.

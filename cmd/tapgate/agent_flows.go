@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,25 +69,26 @@ func (l *flowLog) tell(news loader.TranslationNews) error {
 
 func (l *flowLog) mark(event string) error { return l.write(flowLine{event, 0, markNow(event)}) }
 
-// reopen opens the file anew, since the old one may have another name now. When that
-// fails it goes on with the old one.
-func (l *flowLog) reopen() error {
-	if l.path == "" {
-		return nil
+// flowLogPatience is how long an agent that ends waits for whoever takes its log.
+const flowLogPatience = 5 * time.Second
+
+// logFlows writes the log until ctx ends. A pipe whose reader hangs must not keep the
+// agent from ending.
+func (a *agent) logFlows(ctx context.Context) {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		a.writeFlows(ctx)
+	}()
+	<-ctx.Done()
+	select {
+	case <-written:
+	case <-time.After(flowLogPatience):
+		a.log.Warn("log of translations: it takes nothing more, so its last lines are lost", "waited", flowLogPatience)
 	}
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-	if err != nil {
-		return fmt.Errorf("log of translations: %w", err)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	err = l.close()
-	l.out, l.close = f, f.Close
-	return err
 }
 
-// logFlows writes the log until ctx ends.
-func (a *agent) logFlows(ctx context.Context) {
+func (a *agent) writeFlows(ctx context.Context) {
 	select {
 	case <-a.following: // else this is a second agent, which is about to end
 	case <-ctx.Done():
@@ -98,6 +97,9 @@ func (a *agent) logFlows(ctx context.Context) {
 	a.flowTrouble(a.flows.mark("begin"))
 	a.env.loader().FollowTranslations(ctx, a.opt, func(news loader.TranslationNews) { a.flowTrouble(a.flows.tell(news)) }, a.flowTrouble)
 	a.flowTrouble(a.flows.mark("stop"))
+	if n := a.flows.missing(); n > 0 { // no later line can say so
+		a.log.Warn("log of translations: events are missing at its end", "count", n)
+	}
 	a.flowTrouble(a.flows.close())
 }
 

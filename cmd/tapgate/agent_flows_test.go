@@ -125,8 +125,8 @@ func TestAgentLogsFlows(t *testing.T) {
 	f := &fake{translations: make(chan loader.TranslationNews, 1)}
 	f.translations <- translationNews("present", 2)
 	f.follow = func(ctx context.Context, _ *slog.Logger, _ func() error) error {
-		f.hooks.Looked(true)
-		f.hooks.Looked(true)
+		f.hooks.Looked(nil)
+		f.hooks.Looked(nil)
 		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			if raw, _ := os.ReadFile(file); strings.Count(string(raw), "\n") == 3 {
 				return nil

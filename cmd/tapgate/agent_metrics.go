@@ -29,30 +29,66 @@ const (
 )
 
 func (f *agentFlags) check() error {
-	if f.listen != "" {
+	socket, err := f.socket()
+	if err != nil {
+		return err
+	}
+	if f.listen != "" && socket == nil {
 		if _, port, err := net.SplitHostPort(f.listen); err != nil || port == "" {
-			return usagef("--listen %q: must be ADDR:PORT, as %s, or \"\" for no metrics", f.listen, defaultListen)
+			return usagef("--listen %q: must be ADDR:PORT, as %s, %sPATH, or \"\" for no metrics", f.listen, defaultListen, socketPrefix)
 		}
 	}
 	return f.log.check()
 }
 
-// health is when the agent has looked last.
+// health is when the agent has looked last, and what keeps it from its work.
 type health struct {
-	last atomic.Int64 // ns since 1970, 0 for never
+	last atomic.Int64          // ns since 1970, 0 for never
+	well atomic.Int64          // the last one that nothing kept from its work
+	why  atomic.Pointer[error] // of nil if that was the last one
 }
 
-func (h *health) looked() {
-	h.last.Store(time.Now().UnixNano())
+func (h *health) looked(why error) {
+	if errors.Is(why, loader.ErrBusy) { // a change that is under way, after which it goes on
+		why = nil
+	}
+	now := time.Now().UnixNano()
+	h.why.Store(&why)
+	h.last.Store(now)
+	if why == nil {
+		h.well.Store(now)
+	}
 }
 
-func (h *health) works() bool { return time.Since(time.Unix(0, h.last.Load())) < healthyFor }
+// ill is what keeps it from its work, nil if nothing does.
+func (h *health) ill() error {
+	if time.Since(time.Unix(0, h.last.Load())) >= healthyFor {
+		return errors.New("the agent has not looked for some time")
+	}
+	return *h.why.Load()
+}
+
+// open opens what metrics are served at.
+func (f *agentFlags) open() (net.Listener, error) {
+	unixSocket, err := f.socket()
+	switch {
+	case err != nil:
+		return nil, err
+	case unixSocket != nil:
+		return unixSocket.listen()
+	}
+	l, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", f.listen, err)
+	}
+	return l, nil
+}
 
 // serveMetrics serves until ctx ends.
 func (a *agent) serveMetrics(ctx context.Context, running *sync.WaitGroup, f *agentFlags) error {
-	socket, err := net.Listen("tcp", f.listen)
+	socket, err := f.open()
 	if err != nil {
-		return fmt.Errorf("listen at %s: %w", f.listen, err)
+		return err
 	}
 	errorLog := slog.NewLogLogger(a.log.Handler(), slog.LevelWarn)
 	registry := a.registry()
@@ -61,9 +97,9 @@ func (a *agent) serveMetrics(ctx context.Context, running *sync.WaitGroup, f *ag
 		ErrorLog: errorLog, ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Registry: registry,
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if !a.health.works() {
+		if err := a.health.ill(); err != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			fmt.Fprintln(w, "the agent has not looked for some time")
+			fmt.Fprintln(w, err)
 			return
 		}
 		fmt.Fprintln(w, "ok")
@@ -72,7 +108,11 @@ func (a *agent) serveMetrics(ctx context.Context, running *sync.WaitGroup, f *ag
 		Handler: mux, ErrorLog: errorLog,
 		ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 1 << 16,
 	}
-	a.log.Info("serving metrics", "url", "http://"+socket.Addr().String()+"/metrics")
+	if addr := socket.Addr(); addr.Network() == "unix" {
+		a.log.Info("serving metrics", "socket", addr.String())
+	} else {
+		a.log.Info("serving metrics", "url", "http://"+addr.String()+"/metrics")
+	}
 	running.Go(func() {
 		if err := server.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
 			a.log.Warn("serves no metrics any more", "error", err)
@@ -102,8 +142,8 @@ func (a *agent) registry() *prometheus.Registry {
 	})
 	build.Set(1)
 	r.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	gauge("tapgate_agent_last_look_timestamp_seconds", "When the agent has looked last whether all is as it shall be.", func() float64 {
-		return float64(a.health.last.Load()) / 1e9
+	gauge("tapgate_agent_last_look_timestamp_seconds", "When the agent has looked last whether all is as it shall be, and nothing kept it from its work.", func() float64 {
+		return float64(a.health.well.Load()) / 1e9
 	})
 	if a.flows != nil {
 		r.MustRegister(a.flows.lines, a.flows.lost, a.flows.errors)

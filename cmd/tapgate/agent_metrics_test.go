@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tapgate/loader"
 )
 
 // lockedBuffer is written by the agent and read by the test.
@@ -62,9 +65,15 @@ func TestAgentServes(t *testing.T) {
 		if code, body := fetch(t, url[1]+"/metrics"); code != http.StatusOK || !strings.Contains(body, "\ntapgate_attached 1\n") || !strings.Contains(body, "\ntapgate_agent_last_look_timestamp_seconds 0\n") {
 			t.Errorf("%d\n%s", code, body)
 		}
-		f.hooks.Looked(true)
-		if code, body := fetch(t, url[1]+"/healthz"); code != http.StatusOK || body != "ok\n" {
-			t.Errorf("after a look: %d %s", code, body)
+		for _, c := range []struct {
+			why  error
+			code int
+			body string
+		}{{nil, 200, "ok\n"}, {errors.New("of another build"), 503, "of another build\n"}, {fmt.Errorf("%w: pid 7", loader.ErrBusy), 200, "ok\n"}} {
+			f.hooks.Looked(c.why)
+			if code, body := fetch(t, url[1]+"/healthz"); code != c.code || body != c.body {
+				t.Errorf("after a look, %v: %d %s", c.why, code, body)
+			}
 		}
 		if f.opt.LockTimeout != metricsWait {
 			t.Errorf("metrics wait %v for a lock", f.opt.LockTimeout)
@@ -95,15 +104,19 @@ func TestAgentServes(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	var h health
-	if h.works() {
+	if h.ill() == nil {
 		t.Error("it has never looked")
 	}
-	h.looked()
-	if !h.works() {
-		t.Error("it has just looked")
+	h.looked(nil)
+	if err := h.ill(); err != nil || h.well.Load() == 0 {
+		t.Errorf("it has just looked: %v", err)
+	}
+	well := h.well.Load()
+	if h.looked(errors.New("x")); h.ill() == nil || h.well.Load() != well {
+		t.Error("something keeps it from its work")
 	}
 	h.last.Store(time.Now().Add(-healthyFor - time.Second).UnixNano())
-	if h.works() {
+	if h.ill() == nil {
 		t.Error("it has not looked for long")
 	}
 }

@@ -6,9 +6,13 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// notifyPatience is how long a systemd that does not read keeps the agent from its work.
+const notifyPatience = 100 * time.Millisecond
 
 // notifier tells systemd how the agent is, by sd_notify(3); nobody without systemd.
 type notifier struct {
@@ -43,6 +47,7 @@ func (n *notifier) say(state string) {
 	// "@" is the abstract namespace, for Go as for systemd.
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.socket, Net: "unixgram"})
 	if err == nil {
+		_ = c.SetWriteDeadline(time.Now().Add(notifyPatience))
 		_, err = c.Write([]byte(state))
 		c.Close()
 	}

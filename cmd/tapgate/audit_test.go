@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -159,13 +160,27 @@ func TestAuditOfAgent(t *testing.T) {
 		t.Errorf("recorded %q, logged %q", lines, &log)
 	}
 
+	// And what it was kept from, once for as long as the reason is the same.
 	var records []auditRecord
-	e := &env{backend: &fake{source: smallConfig, result: &loader.Result{Changes: []string{"attached"}, Serial: 3}},
-		auditLog: func(r auditRecord) { records = append(records, r) }}
-	if err := e.reapply(loader.Options{Netns: filepath.Join("/run/netns", "gw")}, slog.New(slog.DiscardHandler)); err != nil {
-		t.Fatal(err)
+	f := &fake{source: smallConfig}
+	e := &env{backend: f, auditLog: func(r auditRecord) { records = append(records, r) }}
+	a := &agent{env: e, opt: loader.Options{Netns: filepath.Join("/run/netns", "gw")}, log: slog.New(slog.DiscardHandler)}
+	no, other := errors.New("no room"), errors.New("no memory")
+	for _, err := range []error{no, no, other, nil, nil, no} {
+		f.result, f.applyErr = &loader.Result{Changes: []string{"attached"}, Warnings: []string{"look out"}, Serial: 3}, err
+		if err != nil {
+			f.result = nil
+		}
+		if got := a.reapply(); !errors.Is(got, err) {
+			t.Errorf("%v, want %v", got, err)
+		}
 	}
-	if len(records) != 1 || records[0].command != "agent" || records[0].serial != 3 || records[0].netns != "/run/netns/gw" {
-		t.Errorf("%+v", records)
+	got := ""
+	for _, r := range records {
+		got += fmt.Sprintf("%s %s %d %q %q %v; ", r.command, r.netns, r.serial, r.changes, r.warnings, r.err)
+	}
+	const failed, done = "agent /run/netns/gw 0 [] [] ", `agent /run/netns/gw 3 ["attached"] ["look out"] <nil>; `
+	if want := failed + "no room; " + failed + "no memory; " + done + done + failed + "no room; "; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

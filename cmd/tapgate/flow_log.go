@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -19,9 +18,10 @@ type flowLog struct {
 	mu        sync.Mutex
 	out       io.Writer
 	close     func() error
-	torn      bool   // a line may have been cut short: the disk was full
-	unwritten uint64 // events that were to be written since
-	told      string // the last trouble that was logged
+	removed   func() bool // whether what is written goes into a file without a name
+	torn      bool        // the last line was cut short: the disk was full, or a writer killed
+	unwritten uint64      // events that were to be written since
+	told      string      // the last trouble that was logged
 
 	lines, lost *prometheus.CounterVec
 	errors      prometheus.Counter
@@ -35,7 +35,7 @@ type flowLine struct {
 }
 
 func openFlowLog(path string, stdout io.Writer) (*flowLog, error) {
-	l := &flowLog{out: stdout, close: func() error { return nil }}
+	l := &flowLog{out: stdout, close: func() error { return nil }, removed: func() bool { return false }}
 	l.makeMetrics()
 	if path == "-" {
 		return l, nil
@@ -44,7 +44,7 @@ func openFlowLog(path string, stdout io.Writer) (*flowLog, error) {
 	return l, l.reopen()
 }
 
-// write writes whole lines, at best in one piece. Those that may not have been written
+// write writes whole lines, at best in one piece. Those that have not been written
 // are counted, and the log says so as soon as it can be written.
 func (l *flowLog) write(lines ...flowLine) error {
 	l.mu.Lock()
@@ -71,35 +71,55 @@ func (l *flowLog) write(lines ...flowLine) error {
 	return nil
 }
 
-// encode says how many lines have been written for sure.
+// flowLogPiece is about how many bytes are written at once.
+const flowLogPiece = 1 << 16
+
+// encode says how many lines have been written.
 func (l *flowLog) encode(lines []flowLine) (done int, err error) {
-	buffered := bufio.NewWriterSize(l.out, 1<<16)
-	defer func() { l.torn = err != nil }()
-	if l.torn {
-		_ = buffered.WriteByte('\n') // an error shows when it is flushed
+	if l.removed() {
+		if err := l.open(); err != nil {
+			return 0, err
+		}
 	}
-	var one bytes.Buffer
-	enc := json.NewEncoder(&one)
+	var text bytes.Buffer
+	var ends []int // of the lines in it
+	flush := func() error {
+		n, err := l.out.Write(text.Bytes())
+		if n > 0 {
+			l.torn = text.Bytes()[n-1] != '\n'
+		}
+		for _, end := range ends {
+			if end-1 <= n { // the newline comes before the next line
+				done++
+			}
+		}
+		text.Reset()
+		ends = ends[:0]
+		return err
+	}
+	if l.torn {
+		text.WriteByte('\n')
+	}
+	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
-	for i, line := range lines {
-		one.Reset()
+	for _, line := range lines {
 		if err := enc.Encode(line.what); err != nil {
 			return done, err
 		}
-		if buffered.Available() < one.Len() {
-			if err := buffered.Flush(); err != nil {
+		if ends = append(ends, text.Len()); text.Len() >= flowLogPiece {
+			if err := flush(); err != nil {
 				return done, err
 			}
-			done = i
-		}
-		if _, err := buffered.Write(one.Bytes()); err != nil {
-			return done, err
 		}
 	}
-	if err := buffered.Flush(); err != nil {
-		return done, err
-	}
-	return len(lines), nil
+	return done, flush()
+}
+
+// missing is how many events were to be written since what was written last.
+func (l *flowLog) missing() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unwritten
 }
 
 // news says whether this trouble is another one than that before, since which nothing

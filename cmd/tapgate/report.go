@@ -61,13 +61,18 @@ configuration are left out, and so is the log.`,
 				return err
 			}
 			if f.out == "-" {
-				return e.write(string(text))
+				err = e.write(string(text))
+			} else {
+				err = writeNew(f.out, text)
 			}
-			if err := writeNew(f.out, text); err != nil {
+			if err != nil {
 				return err
 			}
 			for _, part := range failed {
 				e.say("warning: %s", part)
+			}
+			if f.out == "-" {
+				return nil
 			}
 			what := "it names your IP and MAC addresses; --anonymize replaces them"
 			if f.anonymize {

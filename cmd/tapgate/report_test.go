@@ -79,6 +79,11 @@ func TestReportOfFailures(t *testing.T) {
 }
 
 func TestReportToStdout(t *testing.T) {
+	failing := &fake{err: errors.New("cannot be opened"), report: &loader.Report{}}
+	if got := call(failing, "", "report", "-o", "-"); got.code != exitDone || !strings.Contains(got.stderr, "warning: status.txt: cannot be opened") ||
+		!strings.Contains(unpacked(t, strings.NewReader(got.stdout))["status.txt"], "failed: cannot be opened") {
+		t.Errorf("parts that fail: code %d, %s", got.code, got.stderr)
+	}
 	f := &fake{status: &loader.Status{}, report: &loader.Report{}, source: smallConfig}
 	f.flows = []loader.Flow{
 		{Proto: "tcp", State: "established", Inside: "192.168.3.2:1", Outside: "203.0.113.1:1", Origin: "masquerade", Fast: true, Packets: 3, Bytes: 4, Copied: 1},

@@ -74,6 +74,11 @@ func TestAgentMetrics(t *testing.T) {
 	client := g.client()
 	text := string(get(t, client, agentMetrics))
 	checkMetrics(t, text)
+	for _, h := range g.in {
+		if strings.Contains(text, h.Addr.String()) || strings.Contains(text, h.Addr6.String()) {
+			t.Errorf("everybody on the machine reads of the inside host %s", h.Addr)
+		}
+	}
 	nobody := g.Gateway.Command(context.Background(), "bash", "-c",
 		`exec 3<>/dev/tcp/127.0.0.1/9435 && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3`)
 	nobody.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}

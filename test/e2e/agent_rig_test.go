@@ -49,6 +49,13 @@ func (l *lockedText) String() string {
 // agent starts one, with more in its environment, and waits until it follows.
 func (g *gate) agent(env []string, args ...string) *runningAgent {
 	g.t.Helper()
+	a := g.startAgent(env, args...)
+	a.says("msg=following")
+	return a
+}
+
+func (g *gate) startAgent(env []string, args ...string) *runningAgent {
+	g.t.Helper()
 	a := &runningAgent{g: g, log: &lockedText{}}
 	a.cmd = g.Gateway.Command(context.Background(), g.program(), append([]string{"agent", "--bpffs", g.bpffs}, args...)...)
 	a.cmd.Stderr, a.cmd.Env = a.log, append(os.Environ(), env...)
@@ -63,7 +70,6 @@ func (g *gate) agent(env []string, args ...string) *runningAgent {
 			g.t.Logf("the agent said:\n%s", a.log)
 		}
 	})
-	a.says("msg=following")
 	return a
 }
 
@@ -82,6 +88,16 @@ func (a *runningAgent) signal(s syscall.Signal) {
 	a.g.t.Helper()
 	if err := a.cmd.Process.Signal(s); err != nil {
 		a.g.t.Fatal(err)
+	}
+}
+
+// kill ends it in the midst of what it does.
+func (a *runningAgent) kill() {
+	a.g.t.Helper()
+	a.ended = true
+	a.signal(syscall.SIGKILL)
+	if err := a.cmd.Wait(); err == nil {
+		a.g.t.Error("it was not killed")
 	}
 }
 

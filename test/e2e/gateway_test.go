@@ -135,7 +135,7 @@ func (g *gateway) must(args ...string) result {
 	return r
 }
 
-// example is the config of DESIGN section 0: the internal network to the sensor.
+// example is the smallest tap of the lab: the internal network to the sensor.
 const example = `
 zones:
   external: {interfaces: [eth0]}

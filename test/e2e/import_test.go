@@ -11,7 +11,7 @@ import (
 	"tapgate/test/lab"
 )
 
-// What the recipe's commands stand for: the configuration of DESIGN section 6, but
+// What the recipe's commands stand for: the configuration of the README, but
 // for what the recipe has no word for.
 const importedRecipe = `zones:
   external: {interfaces: [eth0]}

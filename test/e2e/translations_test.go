@@ -21,6 +21,7 @@ type toldNews struct {
 
 	mu     sync.Mutex
 	events []loader.TranslationEvent
+	looks  int // at the gateway, which are over
 	lost   uint64
 	errs   []error
 }
@@ -44,6 +45,7 @@ func (g *gate) translations() *toldNews {
 		}, func(err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
+			n.looks++
 			if err != nil {
 				n.errs = append(n.errs, err)
 			}
@@ -86,6 +88,23 @@ func (n *toldNews) wait(outside, want string) []loader.TranslationEvent {
 		return err
 	})
 	return events
+}
+
+// look waits until the gateway was looked at as it is now.
+func (n *toldNews) look() {
+	n.g.t.Helper()
+	done := func() int {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.looks
+	}
+	from := done()
+	retry(n.g.t, func() error {
+		if done() < from+2 { // one may be under way
+			return errors.New("nobody has looked")
+		}
+		return nil
+	})
 }
 
 func (g *gate) flushPort(of netip.AddrPort) {

@@ -38,8 +38,8 @@ var stateAilments = map[string]ailment{
 		p.do("", "tapgate apply -f /etc/tapgate/tapgate.yaml --confirm 5s")
 	}},
 	"It was made by a command, and the file was applied later": {make: func(p *patient) {
-		p.use(troubleConfig)
-		p.do("", "tapgate mirror add rec --zone internal --l2 eth2")
+		p.write(p.file, troubleConfig)
+		p.do("", "tapgate apply -f /etc/tapgate/tapgate.yaml", "tapgate mirror add rec --zone internal --l2 eth2")
 	}},
 	"An interface is stacked on another": {make: func(p *patient) {
 		p.do("", "ip link add top0 link eth3 type macvlan")
