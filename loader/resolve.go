@@ -247,6 +247,10 @@ func (r *resolver) warnMember(m *member) {
 	if m.link.Type() == "bridge" && r.tapped(m.zone) {
 		r.warn("interface %q is a bridge: its tap shows what the bridge routes, not what it switches between its ports", m.name)
 	}
+	if parent := r.macvlanParent(m); parent != "" {
+		r.warn("interface %q is a macvlan on %q, which answers ARP for its addresses, too: hosts may send to %q, where nothing is copied or judged, "+
+			"until \"sysctl -w net/ipv4/conf/%s/arp_ignore=1\"", m.name, parent, parent, parent)
+	}
 }
 
 func hasCarrier(l netlink.Link) bool {

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -175,9 +176,25 @@ func (a *agent) reload(ctx context.Context, hup <-chan os.Signal) {
 		default: // it has not come to it since the last one
 		}
 		if a.flows != nil {
-			a.flowTrouble(a.flows.reopen())
+			a.reopenFlows(ctx)
 		}
 		a.notify.say("READY=1")
+	}
+}
+
+// reopenFlows opens the log anew. A pipe whose reader hangs is not waited for: it keeps
+// whoever writes into it, and must keep nobody else.
+func (a *agent) reopenFlows(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.flowTrouble(a.flows.reopen())
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-time.After(flowLogPatience):
+		a.log.Warn("log of translations: it takes nothing more, and is opened anew when it does")
 	}
 }
 

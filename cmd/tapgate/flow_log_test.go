@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -188,6 +190,11 @@ func TestFlowLogFIFO(t *testing.T) {
 	f.follow = func(context.Context, *slog.Logger, func() error) error {
 		f.hooks.Looked(nil)
 		f.translations <- translationNews("start", 10000) // more than a pipe holds
+		time.Sleep(time.Second)                           // for the writer to hang
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
 		return nil
 	}
 	if got := call(f, "", "agent", "--listen", "", "--log-flows", fifo); got.code != exitDone || !strings.Contains(got.stderr, "it takes nothing more, so its last lines are lost") {

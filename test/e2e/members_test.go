@@ -112,7 +112,29 @@ func TestShortMembers(t *testing.T) {
 			}
 			g.apply(memberRules)
 			g.passes()
+			if k.name == "macvlan" {
+				g.answersForMacvlan("cable-eth3")
+			}
 		})
+	}
+}
+
+// answersForMacvlan looks for the word about a parent that answers for its macvlan, too.
+func (g *gate) answersForMacvlan(parent string) {
+	g.t.Helper()
+	word := fmt.Sprintf("sysctl -w net/ipv4/conf/%s/arp_ignore=1", parent)
+	said := func() bool {
+		r := g.tapgateIn(memberRules, "check", "-f", "-")
+		return strings.Contains(r.stdout+r.stderr, word)
+	}
+	if said() {
+		g.t.Error("check warns of a parent that does not answer")
+	}
+	if err := g.Gateway.Sysctl("net/ipv4/conf/"+parent+"/arp_ignore", "0"); err != nil {
+		g.t.Fatal(err)
+	}
+	if !said() {
+		g.t.Error("check says nothing of a parent that answers")
 	}
 }
 
