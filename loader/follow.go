@@ -48,7 +48,7 @@ func Follow(ctx context.Context, opt Options, hooks Follower) error {
 		case err != nil && !errors.Is(err, ErrNotAttached):
 			return err
 		default:
-			f.why = nil
+			f.why, f.told = nil, ""
 			if ctx.Err() == nil && !f.waiting {
 				f.waiting = true
 				f.log.Info("there is no gateway here: waiting for one")

@@ -65,37 +65,54 @@ type translationFollower struct {
 	behind  time.Time // since when the ring was never empty
 }
 
-// look finds the gateway that is there now, and tidies up.
+// look finds the gateway that is there now, and tells what that means. Whoever is told
+// may keep us: nobody else must wait for that, so the gateway is closed by then.
 func (f *translationFollower) look() error {
-	g, err := Open(f.opt, ReadOnly)
-	if errors.Is(err, ErrNotAttached) {
+	next, gone, err := f.find()
+	if gone {
 		return f.gone()
 	}
-	if err != nil {
+	if next == nil || err != nil {
 		return err
 	}
-	defer g.Close()
-	live := g.live()
-	if !slices.ContainsFunc(live, func(gen generation) bool { return gen.Gateway != nil }) {
-		return f.gone() // it only taps, and no change waits that would keep flows of before
-	}
-	f.maker.names.know(live)
-	id, err := mapID(g.maps[tapgateMapTgLog])
-	if err != nil {
-		return err
-	}
-	if f.ring != nil && f.ring.id != id {
+	if f.ring != nil && f.ring.id != next.id {
 		err = f.gone()
 	}
-	if f.ring != nil && f.ring.trouble() != nil {
+	if f.ring != nil {
 		err = errors.Join(err, f.ring.trouble())
 		f.ring.close()
 		f.ring = nil
 	}
-	if f.ring == nil {
-		err = errors.Join(err, f.begin(g, id))
+	return errors.Join(err, f.begin(next))
+}
+
+// find tidies up in the gateway whose ring is read. Of another one it returns the ring;
+// gone says that there is none any more.
+func (f *translationFollower) find() (next *translationRing, gone bool, err error) {
+	g, err := Open(f.opt, ReadOnly)
+	if errors.Is(err, ErrNotAttached) {
+		return nil, true, nil
 	}
-	return errors.Join(err, g.Sweep())
+	if err != nil {
+		return nil, false, err
+	}
+	defer g.Close()
+	live := g.live()
+	if !slices.ContainsFunc(live, func(gen generation) bool { return gen.Gateway != nil }) {
+		return nil, true, nil // it only taps, and no change waits that would keep flows of before
+	}
+	f.maker.names.know(live)
+	id, err := mapID(g.maps[tapgateMapTgLog])
+	if err != nil {
+		return nil, false, err
+	}
+	if f.ring != nil && f.ring.id == id && f.ring.trouble() == nil {
+		return nil, false, g.Sweep()
+	}
+	if next, err = newTranslationRing(g.maps, id); err != nil {
+		return nil, false, fmt.Errorf("follow translations: %w", err)
+	}
+	return next, false, nil
 }
 
 func mapID(m *ebpf.Map) (ebpf.MapID, error) {
@@ -108,11 +125,7 @@ func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 }
 
 // begin has the programs tell, and tells what is there already.
-func (f *translationFollower) begin(g *Gateway, id ebpf.MapID) error {
-	r, err := newTranslationRing(g.maps, id)
-	if err != nil {
-		return fmt.Errorf("follow translations: %w", err)
-	}
+func (f *translationFollower) begin(r *translationRing) error {
 	// What an earlier follower has left unread, and what comes while the table is read:
 	// it is told with its own time, so it need not be told as present.
 	present, err := translationsIn(r.sessions)

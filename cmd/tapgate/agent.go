@@ -203,7 +203,7 @@ func (a *agent) reopenFlows(ctx context.Context) {
 func (a *agent) reapply() error {
 	result, err := a.env.reapply(a.opt, a.log)
 	failed := fmt.Sprint(err)
-	if err == nil || failed != a.failed {
+	if err == nil || failed != a.failed && !errors.Is(err, loader.ErrBusy) {
 		a.env.auditAgent(a.opt, result, err)
 	}
 	a.failed = failed

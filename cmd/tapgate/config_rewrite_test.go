@@ -124,9 +124,9 @@ func rewriteCases() map[string]struct {
 			"nat:\n  forwards:\n    - " + forwardA + "\n    - " + forwardB + " # b\nmirrors:\n", del("a"),
 			"nat:\n  forwards:\n    - " + forwardB + " # b\nmirrors:\n", false,
 		},
-		"with its comment": {
+		"its comment stays": {
 			"nat:\n  forwards:\n    # a is\n    # Bob's\n    - " + forwardA + "\n    # b is Ann's\n    - " + forwardB + "\n", del("a"),
-			"nat:\n  forwards:\n    # b is Ann's\n    - " + forwardB + "\n", false,
+			"nat:\n  forwards:\n    # a is\n    # Bob's\n    # b is Ann's\n    - " + forwardB + "\n", false,
 		},
 		"comment of both": {
 			"nat:\n  forwards:\n    # Windows\n    - " + forwardA + "\n    - " + forwardB + "\n", del("a"),
@@ -134,7 +134,7 @@ func rewriteCases() map[string]struct {
 		},
 		"the last of all": {
 			"nat:\n  # in\n  forwards:\n    # a\n    - " + forwardA + "\n  max_flows: 1000\n", del("a"),
-			"nat:\n  # in\n  forwards:\n  max_flows: 1000\n", false,
+			"nat:\n  # in\n  forwards:\n    # a\n  max_flows: 1000\n", false,
 		},
 		"empty lines": {
 			"nat:\n  forwards:\n\n    - " + forwardA + "\n\n    - " + forwardB + "\n\nmirrors:\n", del("b"),
@@ -167,7 +167,7 @@ func rewriteCases() map[string]struct {
 		"mirror goes": {
 			"mirrors:\n  # recorder\n  - name: rec\n    zones:\n      - internal\n    targets: [{via: 192.168.4.2}]\n    # not now\n\n  # the IDS\n  - name: ids\n    zones: [internal]\n    targets: [{via: 192.168.4.2}]\n",
 			deleting(delWholeMirror, "rec"),
-			"mirrors:\n\n  # the IDS\n  - name: ids\n    zones: [internal]\n    targets: [{via: 192.168.4.2}]\n", false,
+			"mirrors:\n  # recorder\n\n  # the IDS\n  - name: ids\n    zones: [internal]\n    targets: [{via: 192.168.4.2}]\n", false,
 		},
 	}
 }

@@ -77,14 +77,15 @@ func (e *env) edit(g *globals, c *edit) (err error) {
 			e.say("what was applied before does not fit this machine any more: put that right, or apply a configuration that fits")
 		}
 	}
-	if err == nil {
+	inForce := err == nil
+	if inForce {
 		e.keepConfirmedOf(g, gw)
-	}
-	if err == nil && saved != nil {
-		err = e.save(gw, saved)
 	}
 	if err == nil && c.after != nil {
 		err = c.after(gw)
+	}
+	if inForce && saved != nil {
+		err = errors.Join(err, e.save(gw, saved))
 	}
 	return err
 }

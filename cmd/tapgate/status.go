@@ -32,15 +32,19 @@ counters as Prometheus reads them, as for node_exporter's textfile collector.`,
   tapgate status --netns gw --json | jq .mirrors`,
 		Args: noArgs,
 		RunE: e.privileged(func(*cobra.Command, []string) error {
+			if asMetrics {
+				s, err := e.status(g)
+				if err != nil {
+					return err
+				}
+				return e.writeMetrics(s)
+			}
 			s, err := e.statusWithFile(g)
 			if err != nil {
 				return err
 			}
-			switch {
-			case asJSON:
+			if asJSON {
 				return e.writeJSON(s)
-			case asMetrics:
-				return e.writeMetrics(s.Status)
 			}
 			return e.write(statusText(s.Status, s.File, g.verbose))
 		}),

@@ -277,8 +277,8 @@ func (y *yamlText) dash(list *ast.SequenceNode, i int) (*token.Position, error) 
 	return at, nil
 }
 
-// del takes an item out of a list. A comment right above goes with it, unless the next
-// item stands right below and has none of its own: then it may be about both.
+// del takes an item out of a list. Comments above it stay: who knows what else they are
+// about, and one that is stale is easily deleted.
 func (y *yamlText) del(list *ast.SequenceNode, i int) error {
 	if list.IsFlowStyle {
 		return y.delFlow(list, i)
@@ -289,12 +289,6 @@ func (y *yamlText) del(list *ast.SequenceNode, i int) error {
 	}
 	indent := at.Column - 1
 	first, end := at.Line-1, y.blockEnd(at.Line-1, indent)
-	nextBelow := i+1 < len(list.Values) && end < len(y.lines) && indentOf(y.lines[end]) == indent && !isComment(y.lines[end])
-	if !nextBelow {
-		for first > 0 && isComment(y.lines[first-1]) && indentOf(y.lines[first-1]) == indent {
-			first--
-		}
-	}
 	if first > 0 && isBlank(y.lines[first-1]) && (end == len(y.lines) || isBlank(y.lines[end])) {
 		first-- // of two empty lines one
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +43,9 @@ func TestFlowLogFullDisk(t *testing.T) {
 	c := g.udpSocket(g.in[0], netip.AddrPortFrom(g.in[0].Addr, 0))
 	port := uint16(10000)
 	send := func(n int) {
+		if err := c.SetDeadline(time.Now().Add(gateWait)); err != nil {
+			t.Fatal(err)
+		}
 		for range n {
 			port++
 			// An ICMP error about an earlier one is no matter.
@@ -89,4 +93,43 @@ func TestFlowLogFullDisk(t *testing.T) {
 	send(100) // more than its last page has room for
 	a.end()
 	a.says("events are missing at its end")
+}
+
+// Whoever takes the log and reads nothing more keeps nobody from changing the gateway: the
+// agent has more to tell than a FIFO holds.
+func TestFlowLogReaderHangs(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, masquerades)
+	fifo := filepath.Join(g.Dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	c := g.udpSocket(g.in[0], netip.AddrPortFrom(g.in[0].Addr, 0))
+	for port := range uint16(500) { // lines of some 300 bytes
+		_, _ = c.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(g.out[0].Addr, 10000+port))
+	}
+	retry(t, func() error {
+		if n := g.status().Gateway.Flows; n < 400 {
+			return fmt.Errorf("%d flows", n)
+		}
+		return nil
+	})
+	a := g.agent(nil, "--log-flows", fifo)
+	retry(t, func() error { return g.hasRing(true) })
+	full := func() bool {
+		n, err := unix.IoctlGetInt(int(reader.Fd()), unix.TIOCINQ)
+		return err == nil && n > 1<<15
+	}
+	waitFor(t, "the FIFO fills", full)
+	for range 3 {
+		g.must("forward", "add", "web", "--in", "external", "--proto", "tcp", "--port", "80", "--to", "192.168.3.2:80")
+		g.must("forward", "del", "web")
+	}
+	reader.Close() // its writer ends
+	a.end()
 }

@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"tapgate/loader"
+	"tapgate/test/kernels"
 )
 
 // The kernel begins to forward when everything is judged, and no sooner: at whichever
 // step before that the first apply is killed, it does not forward.
 func TestBootOrder(t *testing.T) {
 	t.Parallel()
+	kernels.Require(t, "tcx")
 	g := newGateLab(t)
 	g.kind = loader.AttachTCX
 	keys := []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
