@@ -325,6 +325,9 @@ func TestSaveKilled(t *testing.T) {
 	if n, err := out.Read(line); err != nil || string(line[:n]) != "staged\n" {
 		t.Errorf("%q, %v", line[:n], err)
 	}
+	if _, err := stageFile(file, []byte("mine"), 0o600); err == nil || !strings.Contains(err.Error(), "another tapgate is writing") {
+		t.Errorf("two at once: %v", err)
+	}
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
