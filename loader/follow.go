@@ -223,6 +223,10 @@ func (f *follower) catchUp() (unfinished bool, err error) {
 		f.trouble(err)
 		return false, nil
 	}
+	if found.trouble != nil {
+		f.trouble(found.trouble)
+		return found.unfinished, nil
+	}
 	f.why, f.told = nil, ""
 	return found.unfinished, nil
 }

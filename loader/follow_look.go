@@ -18,6 +18,8 @@ type found struct {
 	mend bool
 	// unfinished asks for another look soon.
 	unfinished bool
+	// trouble is what went wrong, and no reason not to follow.
+	trouble error
 }
 
 // look holds the live generations against the interfaces, and mends what can be without
@@ -35,15 +37,11 @@ func (f *follower) look() (found, error) {
 	if err := f.whose(g); err != nil {
 		return found{}, errors.Join(err, g.Close())
 	}
-	if !f.logsFlows {
-		if err := g.dropTranslations(); err != nil { // no reason not to follow
-			f.trouble(err)
-		}
-	}
-	if err := f.tellRefused(g); err != nil {
-		f.trouble(err)
-	}
 	var is found
+	if !f.logsFlows {
+		is.trouble = g.dropTranslations()
+	}
+	is.trouble = errors.Join(is.trouble, f.tellRefused(g))
 	err = g.ns.do(func() error {
 		return g.ofEach(func() error { return g.compare(&is) })
 	})
