@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tapgate/test/kernels"
 )
 
 const testName = "tapgate_test"
@@ -25,8 +27,8 @@ func everyHook(t *testing.T, test func(t *testing.T, b *plumbBench, kind AttachK
 			direction := map[bool]string{false: "ingress", true: "egress"}[egress]
 			t.Run(fmt.Sprintf("%s/%s", kind, direction), func(t *testing.T) {
 				b := newPlumbBench(t)
-				if kind == AttachTCX && !haveTCX() {
-					t.Skip("this kernel has no TCX (6.6)")
+				if kind == AttachTCX {
+					kernels.Require(t, "tcx")
 				}
 				test(t, b, kind, b.hook("near", egress))
 			})
@@ -131,9 +133,7 @@ func TestStrangersStay(t *testing.T) {
 
 func TestInFrontWhenSomebodyComesLater(t *testing.T) {
 	b := newPlumbBench(t)
-	if !haveTCX() {
-		t.Skip("this kernel has no TCX (6.6)")
-	}
+	kernels.Require(t, "tcx")
 	h := b.hook("near", false)
 	b.attach(newCounter(t, testName), h, AttachTCX)
 	b.wantInFront(h)
@@ -144,8 +144,8 @@ func TestInFrontWhenSomebodyComesLater(t *testing.T) {
 func TestSwitchOfKindLeavesOne(t *testing.T) {
 	everyHook(t, func(t *testing.T, b *plumbBench, kind AttachKind, h hook) {
 		other := map[AttachKind]AttachKind{AttachTCX: AttachClsact, AttachClsact: AttachTCX}[kind]
-		if other == AttachTCX && !haveTCX() {
-			t.Skip("this kernel has no TCX (6.6)")
+		if other == AttachTCX {
+			kernels.Require(t, "tcx")
 		}
 		p := newCounter(t, testName)
 		b.attach(p, h, other)
@@ -193,9 +193,7 @@ func TestAttachErrorNamesInterface(t *testing.T) {
 
 func TestPinOfAnotherKindIsRefused(t *testing.T) {
 	b := newPlumbBench(t)
-	if !haveTCX() {
-		t.Skip("this kernel has no TCX (6.6)")
-	}
+	kernels.Require(t, "tcx")
 	p := newCounter(t, testName)
 	if err := p.prog.Pin(filepath.Join(b.pins, testName)); err != nil {
 		t.Fatal(err)
@@ -272,9 +270,7 @@ func TestInterfaceMovedAway(t *testing.T) {
 
 // What is left on an interface that moved is taken off there.
 func TestAttachAndDetachFollowMovedInterface(t *testing.T) {
-	if !haveTCX() {
-		t.Skip("this kernel has no TCX (6.6)")
-	}
+	kernels.Require(t, "tcx")
 	for _, again := range []bool{false, true} {
 		b := newPlumbBench(t)
 		away := newTestNetns(t)
@@ -360,9 +356,7 @@ func TestIngressQdiscIsInTheWay(t *testing.T) {
 // Detached is detached, though somebody (bpftool, another tapgate) has the link open.
 func TestDetachOfLinkThatIsHeldOpen(t *testing.T) {
 	b := newPlumbBench(t)
-	if !haveTCX() {
-		t.Skip("this kernel has no TCX (6.6)")
-	}
+	kernels.Require(t, "tcx")
 	h := b.hook("near", false)
 	b.attach(newCounter(t, testName), h, AttachTCX)
 	l, err := link.LoadPinnedLink(filepath.Join(b.pins, testName), nil)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tapgate/test/kernels"
 )
 
 func TestNamespaceByNameAndPath(t *testing.T) {
@@ -31,7 +33,8 @@ func TestNamespaceByNameAndPath(t *testing.T) {
 		t.Errorf("one namespace has cookies %d and %d", byName.cookie, byPath.cookie)
 	}
 	if byName.cookie == 0 {
-		t.Skip("this kernel has no SO_NETNS_COOKIE (5.14)")
+		kernels.Require(t, "netns_cookie")
+		t.Fatal("the kernel has cookies of namespaces, and none was read")
 	}
 	if byName.cookie == other.cookie || byName.cookie == own.cookie || own.cookie == other.cookie {
 		t.Errorf("cookies %d, %d, %d of three namespaces", byName.cookie, other.cookie, own.cookie)

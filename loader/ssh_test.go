@@ -53,7 +53,7 @@ func newSSHLab(t *testing.T) *sshLab {
 	t.Helper()
 	for _, tool := range []string{"/usr/sbin/sshd", "ssh", "ssh-keygen", "setsid"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed", tool)
+			t.Fatalf("%v: scripts/deps.sh installs it", err)
 		}
 	}
 	lab := &sshLab{dir: t.TempDir()}
@@ -180,7 +180,7 @@ func TestSSHCutOff(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if _, err := exec.LookPath("tmux"); err != nil && tc.shell == tmux {
-				t.Skip("tmux is not installed")
+				t.Fatalf("%v: scripts/deps.sh installs it", err)
 			}
 			got := lab.run(t, tc.host, tc.shell, tc.dmz, tc.netns)
 			if !strings.HasPrefix(got, tc.want) {

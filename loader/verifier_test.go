@@ -30,7 +30,7 @@ const (
 // left for kernels to come.
 func TestVerifierBudget(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to load programs")
+		t.Fatal("needs root, to load programs")
 	}
 	spec, err := programSpecs(0)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // and production lose none, so that no figure compares a tap that does less.
 func TestModes(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, for network namespaces and BPF")
+		t.Fatal("needs root, for network namespaces and BPF")
 	}
 	set := &settings{packets: 4096, bytes: 2_000_000, cpu: lastCPU(), tapgate: build(t)}
 	for _, m := range allModes {
@@ -74,7 +74,7 @@ func build(t *testing.T) string {
 // and that the run goes on without it and fails in the end.
 func TestGiveUp(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, for network namespaces and BPF")
+		t.Fatal("needs root, for network namespaces and BPF")
 	}
 	broken := mode{"broken", "", func(context.Context, *lab) error { return os.ErrNotExist }}
 	set := &settings{rounds: 1, packets: 64, cpu: lastCPU(), modes: []mode{allModes[0], broken}, tests: allTests[:1]}

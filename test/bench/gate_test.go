@@ -16,7 +16,7 @@ import (
 // so that no figure compares a gateway that drops.
 func TestGateModes(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, for network namespaces and BPF")
+		t.Fatal("needs root, for network namespaces and BPF")
 	}
 	set := &settings{packets: 1024, bytes: 10_000_000, cpu: lastCPU(), tapgate: build(t)}
 	loads := map[string]scenario{}
